@@ -1,0 +1,160 @@
+"""Argument checks of the public ops, and what each backend can run."""
+from typing import List, Optional
+
+import torch
+from torch import Tensor
+
+from .geometry import Hierarchy
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _check_tensor(name: str, value) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f'{name} must be a torch.Tensor, got '
+                        f'{type(value).__name__}')
+
+
+def check_qkv(query: Tensor, key: Tensor, value: Tensor, ndim: int) -> None:
+    """``query``, ``key``, ``value``: ``[B, *grid, heads, head_dim]``."""
+    layout = {1: '[B, N, heads, head_dim]', 2: '[B, H, W, heads, head_dim]'}
+    for name, x in (('query', query), ('key', key), ('value', value)):
+        _check_tensor(name, x)
+        if x.dim() != ndim + 3:
+            raise ValueError(f'{name} must be {layout[ndim]}, got shape '
+                             f'{tuple(x.shape)}')
+        if x.dtype not in DTYPES:
+            raise TypeError(f'{name} must have one of the dtypes '
+                            f'{[str(d) for d in DTYPES]}, got {x.dtype}')
+        if min(x.shape[1:]) < 1:
+            raise ValueError(f'{name} must have no empty axis but the '
+                             f'batch, got shape {tuple(x.shape)}')
+    for name, x in (('key', key), ('value', value)):
+        if x.shape != query.shape:
+            raise ValueError(f'{name} must have the shape of query '
+                             f'{tuple(query.shape)}, got {tuple(x.shape)}')
+        if x.dtype != query.dtype:
+            raise TypeError(f'{name} must have the dtype of query '
+                            f'{query.dtype}, got {x.dtype}')
+        if x.device != query.device:
+            raise ValueError(f'{name} must be on the device of query '
+                             f'{query.device}, got {x.device}')
+
+
+def check_options(scale, dropout_p, dropout_seed, **flags) -> None:
+    """Scalars: scale, dropout and the boolean switches."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f'{name} must be a bool, got {value!r}')
+    if scale is not None and (isinstance(scale, bool)
+                              or not isinstance(scale, (int, float))):
+        raise TypeError(f'scale must be a number or None, got {scale!r}')
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
+        raise TypeError(f'dropout_p must be a number, got {dropout_p!r}')
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f'dropout_p must be in [0, 1), got {dropout_p}')
+    if dropout_seed is not None and (isinstance(dropout_seed, bool)
+                                     or not isinstance(dropout_seed, int)):
+        raise TypeError('dropout_seed must be an int or None, got '
+                        f'{dropout_seed!r}')
+
+
+def check_key_mask(key_mask: Optional[Tensor], query: Tensor) -> None:
+    if key_mask is None:
+        return
+    _check_tensor('key_mask', key_mask)
+    if key_mask.dtype != torch.bool:
+        raise TypeError('key_mask must be a bool tensor (True = real), got '
+                        f'{key_mask.dtype}')
+    if key_mask.shape != query.shape[:-2]:
+        raise ValueError('key_mask must be [B, *grid] = '
+                         f'{tuple(query.shape[:-2])}, got '
+                         f'{tuple(key_mask.shape)}')
+    if key_mask.device != query.device:
+        raise ValueError(f'key_mask must be on the device of query '
+                         f'{query.device}, got {key_mask.device}')
+
+
+def check_summaries(name: str, summaries: Optional[List[Tensor]],
+                    query: Tensor, hierarchy: Hierarchy) -> None:
+    """Per level ``[B, *grid_l, rank ** d, heads, head_dim]``."""
+    if summaries is None:
+        return
+    if not isinstance(summaries, (list, tuple)):
+        raise TypeError(f'{name} must be a list with one tensor per level, '
+                        f'got {type(summaries).__name__}')
+    if len(summaries) != hierarchy.num_levels:
+        raise ValueError(f'{name} must hold one tensor for each of the '
+                         f'{hierarchy.num_levels} levels, got '
+                         f'{len(summaries)}')
+    for level, (x, grid) in enumerate(zip(summaries, hierarchy.grids), 1):
+        _check_tensor(f'{name} of level {level}', x)
+        shape = (query.shape[0], *grid, hierarchy.num_parts,
+                 *query.shape[-2:])
+        if x.shape != shape:
+            raise ValueError(f'{name} of level {level} must be '
+                             f'[B, *grid_l, rank ** d, heads, head_dim] = '
+                             f'{shape}, got {tuple(x.shape)}')
+        if not x.dtype.is_floating_point:
+            raise TypeError(f'{name} of level {level} must be floating '
+                            f'point, got {x.dtype}')
+        if x.device != query.device:
+            raise ValueError(f'{name} of level {level} must be on the '
+                             f'device of query {query.device}, got '
+                             f'{x.device}')
+
+
+def check_biases(near_bias: Optional[Tensor],
+                 far_bias: Optional[List[Tensor]], heads: int,
+                 hierarchy: Hierarchy) -> None:
+    """``near_bias [heads, (4m-1)^d]``; ``far_bias [heads, rank^d, 7^d]``."""
+    d, m = hierarchy.ndim, hierarchy.cell_size
+    if near_bias is not None:
+        _check_tensor('near_bias', near_bias)
+        shape = (heads, (4 * m - 1)**d)
+        if near_bias.shape != shape:
+            raise ValueError(f'near_bias must be [heads, (4m-1)^d] = '
+                             f'{shape}, got {tuple(near_bias.shape)}')
+        if hierarchy.num_levels == 0 and max(hierarchy.leaf_grid) > 2:
+            raise ValueError('near_bias covers neighbouring cells only; it '
+                             'must be None when num_levels=0 on a grid of '
+                             f'{hierarchy.leaf_grid} cells')
+    if far_bias is not None:
+        if not isinstance(far_bias, (list, tuple)):
+            raise TypeError('far_bias must be a list with one tensor per '
+                            f'level, got {type(far_bias).__name__}')
+        if len(far_bias) != hierarchy.num_levels:
+            raise ValueError('far_bias must hold one tensor for each of the '
+                             f'{hierarchy.num_levels} levels, got '
+                             f'{len(far_bias)}')
+        shape = (heads, hierarchy.num_parts, 7**d)
+        for level, bias in enumerate(far_bias, 1):
+            _check_tensor(f'far_bias of level {level}', bias)
+            if bias.shape != shape:
+                raise ValueError(f'far_bias of level {level} must be '
+                                 f'[heads, rank^d, 7^d] = {shape}, got '
+                                 f'{tuple(bias.shape)}')
+
+
+def refuse_torch(near_bias: Optional[Tensor],
+                 far_bias: Optional[List[Tensor]]) -> Optional[str]:
+    """Why the blocked PyTorch backend cannot run, or None."""
+    for name, bias in (('near_bias', near_bias), ('far_bias', far_bias)):
+        if bias is not None:
+            return (f"it has no {name} yet; backend='naive' has, at "
+                    'quadratic memory')
+    return None
+
+
+def can_run_torch(near_bias: Optional[Tensor] = None,
+                  far_bias: Optional[List[Tensor]] = None,
+                  raise_error: bool = False) -> bool:
+    """Whether the blocked PyTorch backend takes these arguments.
+
+    Raises:
+        ValueError: with the reason, if ``raise_error``.
+    """
+    reason = refuse_torch(near_bias, far_bias)
+    if reason is not None and raise_error:
+        raise ValueError(f"backend='torch' cannot run: {reason}")
+    return reason is None

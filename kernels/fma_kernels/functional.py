@@ -1,0 +1,251 @@
+"""The public ops: validate, choose a backend once, call it."""
+from typing import List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .dropout import draw_seed
+from .geometry import Hierarchy, hierarchy
+from .naive import naive
+from .ops import attention
+from .pooling import average_pyramid, masses, pack
+
+# Best first: 'auto' takes the first that does not refuse.
+_REFUSALS = {
+    'torch': checks.refuse_torch,
+    'naive': lambda near_bias, far_bias: None,
+}
+Output = Union[Tensor, Tuple[Tensor, Tensor]]
+
+
+def explain_backend(near_bias: Optional[Tensor] = None,
+                    far_bias: Optional[Sequence[Tensor]] = None) -> str:
+    """Says which backend ``'auto'`` takes for such arguments, and why.
+
+    Returns:
+        One line per backend that was considered, the chosen one last.
+    """
+    lines = []
+    for name, refuse in _REFUSALS.items():
+        reason = refuse(near_bias, far_bias)
+        lines.append(f'{name}: {reason or "chosen"}')
+        if reason is None:
+            break
+    return '\n'.join(lines)
+
+
+def _choose_backend(backend: str, near_bias, far_bias) -> str:
+    if backend == 'auto':
+        return next(name for name, refuse in _REFUSALS.items()
+                    if refuse(near_bias, far_bias) is None)
+    if backend not in _REFUSALS:
+        raise ValueError(f"backend must be 'auto' or one of "
+                         f'{list(_REFUSALS)}, got {backend!r}')
+    reason = _REFUSALS[backend](near_bias, far_bias)
+    if reason is not None:
+        raise ValueError(f'backend={backend!r} cannot run: {reason}')
+    return backend
+
+
+def _under_autocast(tensors: List[Optional[Tensor]]) -> List[Tensor]:
+    """Inside ``torch.autocast``, inputs take its dtype as matmuls' do."""
+    device = tensors[0].device.type if isinstance(tensors[0],
+                                                  Tensor) else 'cpu'
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point()
+        and x.dtype != torch.float64 else x for x in tensors
+    ]
+
+
+def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
+         cell_size: int, num_levels: Optional[int], rank: int,
+         key_summaries: Optional[List[Tensor]],
+         value_summaries: Optional[List[Tensor]], causal: bool, mass: bool,
+         scale: Optional[float], key_mask: Optional[Tensor],
+         near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
+         dropout_p: float, dropout_seed: Optional[int], backend: str,
+         return_lse: bool) -> Output:
+    query, key, value = _under_autocast([query, key, value])
+    checks.check_qkv(query, key, value, ndim)
+    checks.check_options(scale, dropout_p, dropout_seed, causal=causal,
+                         mass=mass, return_lse=return_lse)
+    checks.check_key_mask(key_mask, query)
+    # By keyword so that what cannot be hashed is named, not cached.
+    geometry = Hierarchy(tuple(query.shape[1:-2]), cell_size, num_levels,
+                         rank, causal)
+    checks.check_summaries('key_summaries', key_summaries, query, geometry)
+    checks.check_summaries('value_summaries', value_summaries, query,
+                           geometry)
+    checks.check_biases(near_bias, far_bias, query.shape[-2], geometry)
+    backend = _choose_backend(backend, near_bias, far_bias)
+
+    scale = float(query.shape[-1]**-0.5 if scale is None else scale)
+    if key_mask is not None:
+        # A masked token still asks, but what is not a number asks nothing.
+        query = torch.where(key_mask[..., None, None], query,
+                            query.nan_to_num())
+    if backend == 'naive':
+        if dropout_p > 0 and dropout_seed is None:
+            dropout_seed = draw_seed()
+        out, lse = naive(query, key, value, geometry, key_summaries,
+                         value_summaries, mass, scale, key_mask, near_bias,
+                         far_bias, dropout_p, dropout_seed)
+    else:
+        out, lse = _packed(backend, query, key, value, key_summaries,
+                           value_summaries, mass, scale, key_mask, dropout_p,
+                           dropout_seed, geometry)
+    return (out, lse) if return_lse else out
+
+
+def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
+            key_summaries: Optional[List[Tensor]],
+            value_summaries: Optional[List[Tensor]], mass: bool, scale: float,
+            key_mask: Optional[Tensor], dropout_p: float,
+            dropout_seed: Optional[int], geometry: Hierarchy
+            ) -> Tuple[Tensor, Tensor]:
+    """Pools what is not given, packs the levels and calls the core op."""
+    batch, (heads, dim) = query.shape[0], query.shape[-2:]
+
+    def packed(x: Tensor, levels: Optional[List[Tensor]]) -> Tensor:
+        if levels is None:
+            levels = average_pyramid(x, geometry, key_mask)
+        if not levels:
+            return x.new_zeros((batch, 0, heads, dim))
+        return pack(list(levels), geometry.ndim).to(x.dtype)
+
+    if geometry.num_levels:
+        counts = pack(masses(geometry, key_mask, query.device),
+                      geometry.ndim)
+    else:
+        counts = torch.zeros((1, 0), dtype=torch.int64, device=query.device)
+    seed = None
+    if dropout_p > 0:
+        # A tensor, so that a compiled graph draws anew at every call.
+        seed = (torch.randint(0, 2**31 - 1, ()) if dropout_seed is None else
+                torch.tensor(dropout_seed % 2**63))
+    return attention(query, key, value, packed(key, key_summaries),
+                     packed(value, value_summaries), counts, key_mask, seed,
+                     geometry.cell_size, geometry.num_levels, geometry.rank,
+                     geometry.causal, mass, scale, float(dropout_p), backend)
+
+
+def fma1d(query: Tensor,
+          key: Tensor,
+          value: Tensor,
+          *,
+          cell_size: int,
+          num_levels: Optional[int] = None,
+          rank: int = 1,
+          key_summaries: Optional[List[Tensor]] = None,
+          value_summaries: Optional[List[Tensor]] = None,
+          causal: bool = False,
+          mass: bool = True,
+          scale: Optional[float] = None,
+          key_mask: Optional[Tensor] = None,
+          near_bias: Optional[Tensor] = None,
+          far_bias: Optional[List[Tensor]] = None,
+          dropout_p: float = 0.0,
+          dropout_seed: Optional[int] = None,
+          backend: str = 'auto',
+          return_lse: bool = False) -> Output:
+    """Fast Multipole Attention over a sequence (arXiv 2310.11960).
+
+    Every query attends to near tokens one by one and to all others through
+    summaries that grow coarser with distance, under one softmax.
+
+    Args:
+        query, key, value: ``[B, N, heads, head_dim]``, floating point; any
+            strides as long as the last axis is contiguous.
+        cell_size: tokens of a leaf cell (the near field is 3 cells).
+        num_levels: far-field levels; None chooses by the length, 0 is full
+            attention.
+        rank: summaries per cell, the paper's p; divides ``cell_size``.
+        key_summaries, value_summaries: per level ``[B, cells, rank, heads,
+            head_dim]``; the average over real tokens by default.
+        causal: query i sees tokens j <= i and cells strictly to the left.
+        mass: add log(number of tokens) to a summary's logit.
+        scale: factor of the logits, ``head_dim ** -0.5`` by default.
+        key_mask: bool ``[B, N]``, True = real. Masked keys and values may
+            hold NaN; a masked query that is not finite counts as 0.
+        near_bias: ``[heads, 4 * cell_size - 1]``, by token offset.
+        far_bias: per level ``[heads, rank, 7]``, by cell offset clamped to
+            +-3.
+        dropout_p: probability that a normalised weight is dropped.
+        dropout_seed: same seed, same decisions, in every backend; drawn
+            from PyTorch's generator by default.
+        backend: 'auto', 'torch' or 'naive'; :func:`explain_backend`.
+        return_lse: also return the log-sum-exp.
+
+    Returns:
+        ``[B, N, heads, head_dim]`` in the dtype of ``query``; with
+        ``return_lse`` also ``[B, N, heads]`` in float32 (float64 for
+        float64). A query without any real key gets 0 and -inf.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was given and what
+            is allowed.
+    """
+    return _fma(1, query, key, value, cell_size=cell_size,
+                num_levels=num_levels, rank=rank,
+                key_summaries=key_summaries, value_summaries=value_summaries,
+                causal=causal, mass=mass, scale=scale, key_mask=key_mask,
+                near_bias=near_bias, far_bias=far_bias, dropout_p=dropout_p,
+                dropout_seed=dropout_seed, backend=backend,
+                return_lse=return_lse)
+
+
+def fma2d(query: Tensor,
+          key: Tensor,
+          value: Tensor,
+          *,
+          cell_size: int,
+          num_levels: Optional[int] = None,
+          rank: int = 1,
+          key_summaries: Optional[List[Tensor]] = None,
+          value_summaries: Optional[List[Tensor]] = None,
+          mass: bool = True,
+          scale: Optional[float] = None,
+          key_mask: Optional[Tensor] = None,
+          near_bias: Optional[Tensor] = None,
+          far_bias: Optional[List[Tensor]] = None,
+          dropout_p: float = 0.0,
+          dropout_seed: Optional[int] = None,
+          backend: str = 'auto',
+          return_lse: bool = False) -> Output:
+    """Fast Multipole Attention over an image (arXiv 2310.11960).
+
+    The same as :func:`fma1d` on a grid, without ``causal``.
+
+    Args:
+        query, key, value: ``[B, H, W, heads, head_dim]``, any H and W.
+        cell_size: side of a leaf cell in tokens (the near field is 3 x 3
+            cells).
+        num_levels: see :func:`fma1d`.
+        rank: sub-cells per cell and axis: ``rank ** 2`` summaries a cell.
+        key_summaries, value_summaries: per level ``[B, *grid_l, rank ** 2,
+            heads, head_dim]``; the average over real tokens by default.
+        mass, scale: see :func:`fma1d`.
+        key_mask: bool ``[B, H, W]``, True = real.
+        near_bias: ``[heads, (4 * cell_size - 1) ** 2]``.
+        far_bias: per level ``[heads, rank ** 2, 49]``.
+        dropout_p, dropout_seed, backend, return_lse: see :func:`fma1d`.
+
+    Returns:
+        ``[B, H, W, heads, head_dim]``; with ``return_lse`` also
+        ``[B, H, W, heads]``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was given and what
+            is allowed.
+    """
+    return _fma(2, query, key, value, cell_size=cell_size,
+                num_levels=num_levels, rank=rank,
+                key_summaries=key_summaries, value_summaries=value_summaries,
+                causal=False, mass=mass, scale=scale, key_mask=key_mask,
+                near_bias=near_bias, far_bias=far_bias, dropout_p=dropout_p,
+                dropout_seed=dropout_seed, backend=backend,
+                return_lse=return_lse)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import checks
 from .dropout import draw_seed
-from .geometry import Hierarchy, hierarchy
+from .geometry import Hierarchy
 from .naive import naive
 from .ops import attention
 from .pooling import average_pyramid, masses, pack
@@ -74,7 +74,6 @@ def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
     checks.check_options(scale, dropout_p, dropout_seed, causal=causal,
                          mass=mass, return_lse=return_lse)
     checks.check_key_mask(key_mask, query)
-    # By keyword so that what cannot be hashed is named, not cached.
     geometry = Hierarchy(tuple(query.shape[1:-2]), cell_size, num_levels,
                          rank, causal)
     checks.check_summaries('key_summaries', key_summaries, query, geometry)

@@ -5,7 +5,7 @@ Everything here is plain integers. One implementation serves 1D and 2D: a
 distances (section "Geometry" of ``kernels/README.md``).
 """
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import product
 from math import ceil, log2, prod
 from typing import List, NamedTuple, Optional, Tuple
@@ -129,19 +129,19 @@ class Hierarchy:
     def leaf_grid(self) -> Cell:
         return tuple(-(-size // self.cell_size) for size in self.shape)
 
-    @cached_property
+    @property
     def grids(self) -> Tuple[Cell, ...]:
         """Cells per axis, level 1 first."""
         return tuple(
             tuple(-(-size // width) for size in self.shape)
             for width in self.widths)
 
-    @cached_property
+    @property
     def level_sizes(self) -> Tuple[int, ...]:
         """Number of summaries of each level."""
         return tuple(prod(grid) * self.num_parts for grid in self.grids)
 
-    @cached_property
+    @property
     def level_starts(self) -> Tuple[int, ...]:
         """Where each level begins in the packed axis of all summaries."""
         return tuple(
@@ -240,7 +240,7 @@ class Hierarchy:
         return found
 
     # ------------------------------------------------------------ counts
-    @cached_property
+    @property
     def visited_pairs(self) -> int:
         """(query, key) and (query, summary) pairs by the definition."""
         if self.num_levels == 0:

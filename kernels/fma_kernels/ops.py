@@ -66,11 +66,13 @@ def attention_backward(
         causal: bool, use_mass: bool, scale: float, dropout_p: float,
         backend: str) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, key and value summaries."""
-    return BACKENDS[backend].backward(
+    grads = BACKENDS[backend].backward(
         grad_out, grad_lse, query, key, value, key_summaries,
         value_summaries, mass, key_mask,
         _hierarchy(query, cell_size, num_levels, rank, causal), use_mass,
         scale, dropout_p, seed, lse)
+    # The compiler relies on the strides that the fake kernel promises.
+    return tuple(grad.contiguous() for grad in grads)
 
 
 @attention_backward.register_fake

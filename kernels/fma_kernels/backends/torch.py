@@ -2,10 +2,10 @@
 
 Tokens are copied once into cell order (``packing.py``), so that the keys of
 a tile are gathered as whole contiguous cells. A *chunk* of tiles then runs
-through matrix products into one logits buffer of bounded size: near tokens,
-level-1 summaries and all higher levels side by side, under one softmax. The
-backward pass recomputes the weights from lse, and adds the gradients of
-gathered keys back row by row, always in the same order.
+through batched matrix products into logits of bounded size, one matrix per
+key list: near tokens, level-1 summaries, all higher levels. They share one
+softmax. The backward pass recomputes the weights from lse, and adds the
+gradients of gathered keys back row by row, always in the same order.
 """
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -17,7 +17,7 @@ from ..geometry import Hierarchy
 from ..pooling import accumulation_dtype
 from .packing import (Keys, from_cells, pack_queries, pack_summaries,
                       pack_tokens, to_cells)
-from .tiling import KeyList, Tiling, tiling
+from .tiling import KeyList, tiling
 
 # Elements of a chunk's logits and gathered keys. Measured on two cores:
 # smaller pays for launches, larger falls out of the caches.
@@ -70,15 +70,10 @@ class Problem:
                            self.acc)
         }
         self.lists = self.plan.lists
-        # Where the keys of each list stand among the logits' columns.
         self.lengths = [
             part.index.shape[1] * self.sources[part.source].key.shape[2]
             for part in self.lists
         ]
-        self.columns = []
-        for length in self.lengths:
-            start = self.columns[-1].stop if self.columns else 0
-            self.columns.append(slice(start, start + length))
         self.indices = [self._batched(part) for part in self.lists]
         self.hidden = [
             None if part.hidden is None else part.hidden.to(self.device)
@@ -148,8 +143,7 @@ class Problem:
                 yield Chunk(head, slice(g, stop), indices, keys, values)
 
     def _gather(self, name: str, rows: Tensor, index: Tensor) -> Tensor:
-        """``[heads, rows, t, c]`` at ``[n, length]`` -> ``[heads * n, keys, c]``
-        """
+        """``[heads, rows, t, c]`` -> ``[heads * n, length * t, c]``."""
         heads, _, tokens, channels = rows.shape
         count, length = index.shape
         out = self.buffer(name, heads, count * length, tokens, channels)
@@ -163,68 +157,74 @@ class Problem:
             yield slice(start, min(start + rows, total))
 
     # -------------------------------------------------------- the products
-    def _batches(self, part: KeyList, x: Tensor, groups: int) -> Tensor:
+    def _batches(self, part: KeyList, x: Tensor) -> Tensor:
         """Rows of tiles, or of whole groups: ``[batches, rows, columns]``.
 
         ``x``: ``[heads * groups * tiles, rows, columns]``.
         """
         if not part.per_group:
             return x
-        return x.view(-1, self.plan.tiles_per_group * x.shape[1], x.shape[2])
+        rows = self.plan.tiles_per_group * x.shape[1]
+        return x.reshape(-1, rows, x.shape[2])
 
-    def products(self, name: str, left: Tensor, right: List[Tensor],
-                 groups: int) -> Tensor:
-        """``left @ right.T`` for every list, side by side.
+    def products(self, name: str, left: Tensor,
+                 right: List[Tensor]) -> List[Tensor]:
+        """``left @ right.T`` for every list.
+
+        Each is a contiguous buffer of its own: a batched product into
+        columns of a wider one would fall back to a loop over the batch.
 
         Args:
             left: ``[batches, rows, channels]``, a batch for every tile.
             right: per list ``[batches, keys, channels]``.
 
         Returns:
-            ``[batches, rows, all keys]``, scratch memory.
+            Per list ``[batches, rows, keys]``, scratch memory.
         """
-        out = self.buffer(name, *left.shape[:2], sum(self.lengths))
-        for part, columns, x in zip(self.lists, self.columns, right):
-            torch.bmm(self._batches(part, left, groups), x.transpose(1, 2),
-                      out=self._batches(part, out, groups)[..., columns])
-        return out
+        found = []
+        for i, (part, x) in enumerate(zip(self.lists, right)):
+            out = self.buffer(f'{name}{i}', *left.shape[:2], x.shape[1])
+            torch.bmm(self._batches(part, left), x.transpose(1, 2),
+                      out=self._batches(part, out))
+            found.append(out)
+        return found
 
-    def logits(self, query: Tensor, chunk: Chunk, rows: slice) -> Tensor:
-        """All logits of some rows of a chunk's tiles; -inf where hidden."""
-        groups = chunk.groups.stop - chunk.groups.start
-        out = self.products('logits', query, chunk.keys, groups)
-        for part, columns, hidden in zip(self.lists, self.columns,
-                                         self.hidden):
+    def logits(self, query: Tensor, chunk: Chunk,
+               rows: slice) -> List[Tensor]:
+        """Logits of some rows of a chunk's tiles; -inf where hidden."""
+        found = self.products('logits', query, chunk.keys)
+        for part, hidden, out in zip(self.lists, self.hidden, found):
             if hidden is not None:
-                out[..., columns].masked_fill_(hidden[rows], -torch.inf)
+                out.masked_fill_(hidden[rows], -torch.inf)
             if part.diagonal is not None:
                 row = torch.arange(rows.start, rows.stop, device=self.device)
-                place = torch.arange(columns.stop - columns.start,
-                                     device=self.device) + part.diagonal
-                out[..., columns].masked_fill_(place > row[:, None],
-                                               -torch.inf)
-        return out
+                place = torch.arange(out.shape[-1], device=self.device)
+                out.masked_fill_(place + part.diagonal > row[:, None],
+                                 -torch.inf)
+        return found
 
-    def weighted(self, weights: Tensor, keys: List[Tensor], out: Tensor,
-                 groups: int) -> Tensor:
+    def weighted(self, weights: List[Tensor], keys: List[Tensor],
+                 out: Tensor) -> Tensor:
         """``out = weights @ keys`` summed over the lists.
 
-        ``weights [batches, rows, all keys]``, ``keys`` per list
+        ``weights`` per list ``[batches, rows, keys]``, ``keys`` per list
         ``[batches, keys, c]``, ``out [batches, rows, c]``.
         """
-        for i, (part, columns, x) in enumerate(
-                zip(self.lists, self.columns, keys)):
-            left = self._batches(part, weights, groups)[..., columns]
-            target = self._batches(part, out, groups)
+        for i, (part, left, x) in enumerate(zip(self.lists, weights, keys)):
+            target = self._batches(part, out)
             if i == 0:
-                torch.bmm(left, x, out=target)
+                torch.bmm(self._batches(part, left), x, out=target)
             else:
-                target.baddbmm_(left, x)
+                target.baddbmm_(self._batches(part, left), x)
         return out
 
     # ------------------------------------------------------------ dropout
-    def keep(self, chunk: Chunk, rows: slice) -> Optional[Tensor]:
-        """Surviving weights, bool ``[batches, rows, all keys]``."""
+    def keep(self, chunk: Chunk, rows: slice) -> Optional[List[Tensor]]:
+        """Factors of the weights: 0 where dropped, 1 / (1 - p) elsewhere.
+
+        Returns:
+            Per list ``[batches, rows, keys]``; None without dropout.
+        """
         if not self.dropout_p:
             return None
         query, columns = self._numbers()
@@ -237,16 +237,13 @@ class Problem:
         # [heads, groups, tiles, rows]
         row = ((image * self.heads + head[:, None]) *
                count)[..., None, None] + query[place][..., rows]
-        keys = []
-        for part, column in zip(self.lists, columns):
-            number = column[place]
-            if part.per_group:
-                number = number.expand(-1, plan.tiles_per_group, -1)
-            keys.append(number)
-        key = torch.cat(keys, dim=-1)  # [groups, tiles, all keys]
-        keep = keep_mask(self.seed, self.dropout_p, row[..., None],
-                         key[..., None, :])
-        return keep.flatten(0, 2)
+        factors = []
+        for column in columns:  # [groups, 1 or tiles, keys]
+            keep = keep_mask(self.seed, self.dropout_p, row[..., None],
+                             column[place][..., None, :])
+            factors.append(
+                keep.flatten(0, 2).to(self.acc) / (1 - self.dropout_p))
+        return factors
 
     def _numbers(self) -> Tuple[Tensor, List[Tensor]]:
         """Numbers of queries and keys that the dropout decision hashes.
@@ -286,21 +283,18 @@ def forward(*args) -> Tuple[Tensor, Tensor]:
     # The output takes the place of the queries, row by row.
     lse = torch.empty((*queries.shape[:-1], 1), dtype=p.acc, device=p.device)
     for chunk in p.chunks():
-        groups = chunk.groups.stop - chunk.groups.start
         for rows in p.row_blocks():
             place = (chunk.heads, chunk.groups, slice(None), rows)
             query = queries[place].flatten(0, 2)
             weights = p.logits(query, chunk, rows)
-            # A finite pivot: rows without any key must not become NaN.
-            pivot = weights.amax(-1, keepdim=True).clamp_(
-                min=torch.finfo(p.acc).min)
-            weights.sub_(pivot).exp_()
-            total = weights.sum(-1, keepdim=True)
-            keep = p.keep(chunk, rows)
-            if keep is not None:
-                weights.mul_(keep).mul_(1 / (1 - p.dropout_p))
+            pivot = _row_max(weights)
+            total = torch.zeros_like(pivot)
+            for weight in weights:
+                total += weight.sub_(pivot).exp_().sum(-1, keepdim=True)
+            for weight, keep in zip(weights, p.keep(chunk, rows) or ()):
+                weight *= keep
             out = p.buffer('out', *query.shape[:2], p.dim)
-            p.weighted(weights, chunk.values, out, groups)
+            p.weighted(weights, chunk.values, out)
             out /= total.masked_fill(total == 0, 1)
             shape = queries[place].shape[:-1]
             queries[place][..., :p.dim] = out.view(*shape, p.dim)
@@ -309,6 +303,14 @@ def forward(*args) -> Tuple[Tensor, Tensor]:
     out = from_cells(p.query[..., :p.dim], p.plan, batch, shape, p.dtype)
     lse = lse.view(*p.query.shape[:-1], 1)
     return out, from_cells(lse, p.plan, batch, shape, p.acc).squeeze(-1)
+
+
+def _row_max(logits: List[Tensor]) -> Tensor:
+    """Largest logit of each row, finite: no key must not become NaN."""
+    pivot = logits[0].amax(-1, keepdim=True)
+    for more in logits[1:]:
+        pivot = torch.maximum(pivot, more.amax(-1, keepdim=True))
+    return pivot.clamp_(min=torch.finfo(pivot.dtype).min)
 
 
 def backward(grad_out: Tensor, grad_lse: Tensor,
@@ -330,30 +332,32 @@ def backward(grad_out: Tensor, grad_lse: Tensor,
         for name, source in p.sources.items()
     }
     for chunk in p.chunks():
-        groups = chunk.groups.stop - chunk.groups.start
         bare = [key[..., :dim] for key in chunk.keys]
         for rows in p.row_blocks():
             place = (chunk.heads, chunk.groups, slice(None), rows)
-            query, grad = queries[place].flatten(0, 2), grads[place].flatten(
-                0, 2)
+            query = queries[place].flatten(0, 2)
+            grad = grads[place].flatten(0, 2)
+            row_lse = lse[place].flatten(0, 2)
             weights = p.logits(query, chunk, rows)
-            weights.sub_(lse[place].flatten(0, 2)).exp_()
-            slope = p.products('slope', grad, chunk.values, groups)
-            keep = p.keep(chunk, rows)
-            dropped = weights
-            if keep is not None:
-                keep = keep.to(p.acc) / (1 - p.dropout_p)
-                slope *= keep
-                dropped = weights * keep
-            _scatter(p, chunk, 1, dropped, grad, sums, groups)
-            # softmax: w * (slope - sum(w * slope)), and lse adds w * grad
-            slope *= weights
-            centre = slope.sum(-1, keepdim=True)
-            centre -= grad_lse[place].flatten(0, 2)
-            slope.addcmul_(weights, centre, value=-1)
-            _scatter(p, chunk, 0, slope, query[..., :dim], sums, groups)
+            slopes = p.products('slopes', grad, chunk.values)
+            # softmax: w * (slope - sum(w * slope)); lse adds w * grad_lse.
+            centre = grad_lse[place].flatten(0, 2).neg()
+            keeps = p.keep(chunk, rows) or [None] * len(weights)
+            for i, (weight, slope, keep) in enumerate(
+                    zip(weights, slopes, keeps)):
+                weight.sub_(row_lse).exp_()
+                dropped = weight
+                if keep is not None:
+                    slope *= keep
+                    dropped = weight * keep
+                _add_keys(p, chunk, i, 1, dropped, grad, sums)
+                slope *= weight
+                centre += slope.sum(-1, keepdim=True)
+            for i, (weight, slope) in enumerate(zip(weights, slopes)):
+                slope.addcmul_(weight, centre, value=-1)
+                _add_keys(p, chunk, i, 0, slope, query[..., :dim], sums)
             out = p.buffer('out', *query.shape[:2], dim)
-            p.weighted(slope, bare, out, groups)
+            p.weighted(slopes, bare, out)
             shape = queries[place].shape[:-1]
             queries[place][..., :dim] = out.mul_(p.scale).view(*shape, dim)
     return _unpacked(p, sums)
@@ -367,18 +371,16 @@ def _packed(p: Problem, x: Tensor) -> Tensor:
     return p.tiles(out)
 
 
-def _scatter(p: Problem, chunk: Chunk, which: int, weights: Tensor,
-             rows: Tensor, sums: Dict[str, Tuple[Tensor, Tensor]],
-             groups: int) -> None:
-    """Adds ``weights.T @ rows`` to the gathered keys (0) or values (1)."""
-    for part, columns, index in zip(p.lists, p.columns, chunk.indices):
-        left = p._batches(part, weights, groups)[..., columns]
-        right = p._batches(part, rows, groups)
-        grad = p.buffer('grad', left.shape[0], left.shape[2], p.dim)
-        torch.bmm(left.transpose(1, 2), right, out=grad)
-        total = sums[part.source][which][chunk.heads]
-        _add_rows(total, index, grad.view(total.shape[0], index.numel(),
-                                          total.shape[2], p.dim))
+def _add_keys(p: Problem, chunk: Chunk, i: int, which: int, weights: Tensor,
+              rows: Tensor, sums: Dict[str, Tuple[Tensor, Tensor]]) -> None:
+    """Adds ``weights.T @ rows`` to the keys (0) or values (1) of list i."""
+    part, index = p.lists[i], chunk.indices[i]
+    left, right = p._batches(part, weights), p._batches(part, rows)
+    grad = p.buffer('grad', left.shape[0], left.shape[2], p.dim)
+    torch.bmm(left.transpose(1, 2), right, out=grad)
+    total = sums[part.source][which][chunk.heads]
+    _add_rows(total, index,
+              grad.view(total.shape[0], index.numel(), total.shape[2], p.dim))
 
 
 def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:

@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/fma-nano_fpn.py', '../_base_/datasets/labelmefacade.py',
+    '../_base_/schedules/schedule_small_seg.py',
+    '../_base_/default_runtime_seg.py'
+]
+
+model = dict(decode_head=dict(num_classes=8))
+
+train_cfg = dict(max_iters=4000, val_interval=500)
+default_hooks = dict(
+    checkpoint=dict(interval=500, save_best='mIoU', rule='greater'))
+randomness = dict(seed=0)

@@ -1,0 +1,609 @@
+"""Segments or classifies photographs and draws what the model saw.
+
+Without arguments: a real photograph and the weights this project ships.
+
+    python demo/image_demo.py
+    python demo/image_demo.py street.jpg --out outputs/street.png
+    python demo/image_demo.py 'photos/*.jpg' CONFIG CHECKPOINT --out outputs
+
+Exit status: 0 if every image was done, 1 if some were not, 2 if none could
+be started.
+"""
+
+import argparse
+import glob
+import pickle
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, ImageShow
+
+ROOT = Path(__file__).resolve().parents[1]
+# The model of a call without CONFIG and CHECKPOINT; change both together.
+DEMO_CONFIG = ROOT / (
+    'configs/street/fma-nano_fpn_1xb8-2k_street8-256x256.py')
+DEMO_CHECKPOINT = ROOT / 'demo/weights/fma-nano_fpn_street8.pth'
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+TOP_CLASSES = 5
+
+
+class DemoError(Exception):
+    """Something a user can put right; its text is the one line shown."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a model's outputs are called, and the colours they are drawn in.
+
+    Attributes:
+        names: One name a class.
+        colours: ``[len(names), 3]`` uint8 RGB.
+    """
+    names: Tuple[str, ...]
+    colours: np.ndarray
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text without line breaks, cut to a readable length."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit - 3] + '...'
+
+
+def sample_photograph() -> Path:
+    """The photograph of a palace that scikit-learn brings along."""
+    try:
+        import sklearn.datasets
+    except ImportError:
+        raise DemoError('without IMG the demo uses a photograph of '
+                        'scikit-learn, which is not installed: give IMG, or '
+                        "`pip install -e '.[demo]'`") from None
+    return Path(sklearn.datasets.__file__).parent / 'images' / 'china.jpg'
+
+
+def find_images(source: str) -> List[Path]:
+    """Lists the image files that a file, folder or pattern names.
+
+    Args:
+        source: A path or a glob pattern; a file's own name wins over its
+            reading as a pattern.
+
+    Returns:
+        Sorted paths, at least one.
+
+    Raises:
+        DemoError: If it is a URL, or names nothing.
+    """
+    if '://' in source:
+        raise DemoError(f'IMG is a URL, {source!r}: download it and give '
+                        'the file')
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [
+            p for p in sorted(path.iterdir())
+            if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+        ]
+        if not found:
+            raise DemoError(f'folder {source!r} holds no image '
+                            f'({", ".join(IMAGE_SUFFIXES)})')
+        return found
+    found = [Path(p) for p in sorted(glob.glob(source, recursive=True))]
+    found = [p for p in found if p.is_file()]
+    if not found:
+        raise DemoError(f'no image at {source!r}: it is neither a file, nor '
+                        'a folder, nor a pattern that matches files')
+    return found
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Reads a photograph upright and whole.
+
+    Returns:
+        ``[H, W, 3]`` uint8 RGB.
+
+    Raises:
+        DemoError: If it is missing, cut short or no image at all.
+    """
+    try:
+        with Image.open(path) as image:
+            # Unlike OpenCV, this refuses a file that ends too early.
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith('I;16'):  # Pillow would clip to 255
+                deep = np.asarray(upright, np.uint16)
+                upright = Image.fromarray((deep >> 8).astype(np.uint8))
+            return np.asarray(upright.convert('RGB'))
+    except FileNotFoundError:
+        raise DemoError('no such file') from None
+    except Image.DecompressionBombError as error:
+        raise DemoError(one_line(error)) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DemoError('not a readable image '
+                        f'({one_line(error, 100)})') from None
+
+
+def output_paths(images: Sequence[Path], out: str) -> List[Path]:
+    """Where each picture goes: into a folder, or to the one file named."""
+    target = Path(out)
+    if target.suffix.lower() in IMAGE_SUFFIXES and not target.is_dir():
+        if len(images) > 1:
+            raise DemoError(f'--out {out!r} names one file, but IMG names '
+                            f'{len(images)}: give a folder')
+        return [target]
+    if target.exists() and not target.is_dir():
+        raise DemoError(f'--out {out!r} is a file without an image suffix')
+    stems = [path.stem for path in images]
+    # a.jpg and a.png must not overwrite each other's picture.
+    names = [
+        f'{p.stem}.png' if stems.count(p.stem) == 1 else f'{p.name}.png'
+        for p in images
+    ]
+    if len(set(names)) < len(names):  # same name in several folders
+        names = [f'{i:04d}_{name}' for i, name in enumerate(names)]
+    return [target / name for name in names]
+
+
+# ----------------------------------------------------------------- model
+
+
+def load_config(path: Path) -> Any:
+    """Reads a config; every failure becomes one line."""
+    from mmengine.config import Config
+    if not path.is_file():
+        raise DemoError(f'no config at {str(path)!r}')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is code: anything can be raised
+        raise DemoError(f'config {str(path)!r} does not load: '
+                        f'{one_line(error)}') from None
+    for key in ('model', 'test_dataloader'):
+        if cfg.get(key) is None:
+            raise DemoError(f'config {str(path)!r} has no {key!r}')
+    return cfg
+
+
+def training_globals() -> List[Any]:
+    """The types mmengine's training checkpoints hold besides tensors."""
+    from mmengine.logging import HistoryBuffer
+    core = getattr(np, '_core', None) or np.core
+    return [
+        HistoryBuffer, getattr, np.ndarray, np.dtype,
+        core.multiarray._reconstruct, core.multiarray.scalar,
+        *(type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8'))
+    ]
+
+
+def load_checkpoint(path: Path) -> Tuple[Dict[str, torch.Tensor], dict]:
+    """Reads weights and their meta data, without running pickled code.
+
+    Returns:
+        The state dict without a ``module.`` prefix, and ``meta``.
+
+    Raises:
+        DemoError: If it is missing, damaged, or holds no weights.
+    """
+    if not path.is_file():
+        raise DemoError(f'no checkpoint at {str(path)!r}')
+    # Published weights load as they are; a training checkpoint also holds
+    # mmengine's log history, whose types must be allowed by name.
+    torch.serialization.add_safe_globals(training_globals())
+    try:
+        saved = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        if 'unsupported global' not in str(error).lower():
+            raise DemoError(f'checkpoint {str(path)!r} is damaged or not '
+                            'written by torch.save') from None
+        raise DemoError(
+            f'checkpoint {str(path)!r} holds code besides weights; strip it '
+            'with tools/model_converters/publish_model.py') from None
+    except Exception:  # zip, EOF and key errors of damaged files
+        raise DemoError(f'checkpoint {str(path)!r} is damaged or not '
+                        'written by torch.save') from None
+    state = saved.get('state_dict', saved) if isinstance(saved, dict) else {}
+    if not state or not all(torch.is_tensor(v) for v in state.values()):
+        raise DemoError(f"checkpoint {str(path)!r} has no 'state_dict' of "
+                        'tensors')
+    meta = saved.get('meta') or {} if 'state_dict' in saved else {}
+    prefix = 'module.'
+    state = {
+        key[len(prefix):] if key.startswith(prefix) else key: value
+        for key, value in state.items()
+    }
+    return state, meta
+
+
+def check_weights(model: torch.nn.Module, state: Dict[str, torch.Tensor],
+                  path: Path) -> None:
+    """Refuses weights that do not fit the model, naming the first misfit."""
+    own = model.state_dict()
+    shapes = [
+        f'{key} is {tuple(state[key].shape)}, the config wants '
+        f'{tuple(own[key].shape)}' for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    parts = []
+    if shapes:
+        parts.append(f'{len(shapes)} of another shape ({shapes[0]})')
+    if missing:
+        parts.append(f'{len(missing)} missing ({missing[0]})')
+    if extra:
+        parts.append(f'{len(extra)} unknown ({extra[0]})')
+    if parts:
+        raise DemoError(f'checkpoint {str(path)!r} does not match the '
+                        f'config: {", ".join(parts)}')
+
+
+def build_model(cfg: Any) -> Tuple[torch.nn.Module, str]:
+    """Builds the model of a config, on one device and for inference.
+
+    Returns:
+        The model and its task, ``'segmentation'`` or ``'classification'``.
+
+    Raises:
+        DemoError: If it cannot be built or does another task.
+    """
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS, init_default_scope
+    scope = cfg.get('default_scope', 'mmseg')
+    init_default_scope(scope)
+    model_cfg = cfg.model.copy()
+    # The checkpoint brings all weights: fetch none from elsewhere.
+    if 'backbone' in model_cfg:
+        model_cfg.backbone.pop('init_cfg', None)
+    model_cfg.pop('init_cfg', None)
+    model_cfg.pop('pretrained', None)
+    if cfg.get('data_preprocessor') is not None:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    try:
+        model = MODELS.build(model_cfg)
+    except Exception as error:  # a constructor may raise anything
+        raise DemoError('the config\'s model does not build: '
+                        f'{one_line(error)}') from None
+    if hasattr(model, 'decode_head'):
+        task = 'segmentation'
+    elif hasattr(model, 'head') and scope == 'mmpretrain':
+        task = 'classification'
+    else:
+        raise DemoError(f'the config\'s model, {type(model).__name__}, '
+                        'neither segments nor classifies')
+    return revert_sync_batchnorm(model), task
+
+
+def count_classes(model: torch.nn.Module, task: str) -> int:
+    """How many classes the model tells apart."""
+    head = model.decode_head if task == 'segmentation' else model.head
+    if isinstance(head, torch.nn.ModuleList):  # a cascade: the last decides
+        head = head[-1]
+    count = getattr(head, 'num_classes', None)
+    if not isinstance(count, int):
+        raise DemoError(f'the class count of {type(head).__name__} is '
+                        "unknown: it has no integer 'num_classes'")
+    return count
+
+
+def test_dataset(cfg: Any) -> Any:
+    """The dataset dict a config tests on; of several, the first."""
+    dataset = cfg.test_dataloader.get('dataset') or {}
+    while dataset.get('datasets') or dataset.get('dataset'):
+        dataset = (dataset.get('datasets') or [dataset.get('dataset')])[0]
+    return dataset
+
+
+def config_metainfo(cfg: Any) -> dict:
+    """The class names a config states, itself or through its dataset."""
+    from mmengine.registry import DATASETS
+    dataset = test_dataset(cfg)
+    # A name without scope is looked for where the config's scope says.
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        registered = registry.get(str(dataset.get('type')))
+    meta = dict(getattr(registered, 'METAINFO', None) or {})
+    meta.update(dataset.get('metainfo') or {})
+    if dataset.get('classes'):
+        meta['classes'] = dataset.classes
+    return meta
+
+
+def name_classes(meta: dict, cfg: Any, count: int) -> Classes:
+    """Finds a name and a colour for each class.
+
+    Args:
+        meta: The checkpoint's meta data, which is asked first.
+        cfg: The config, asked next.
+        count: How many classes the model has.
+
+    Raises:
+        DemoError: If neither names exactly ``count`` classes. Guessing a
+            dataset from the count would print wrong names.
+    """
+    saved = {
+        key.lower(): value
+        for key, value in (meta.get('dataset_meta') or meta).items()
+    }
+    stated = config_metainfo(cfg)
+    source = saved if saved.get('classes') else stated
+    names = source.get('classes')
+    if not isinstance(names, (list, tuple)) or len(names) != count:
+        given = (f'{len(names)} names are known' if isinstance(
+            names, (list, tuple)) else 'none is named')
+        raise DemoError(
+            f'the model has {count} classes, but {given}: state them in the '
+            'config as test_dataloader.dataset.metainfo='
+            'dict(classes=[...], palette=[...])')
+    palette = source.get('palette') or stated.get('palette')
+    if palette is None or len(palette) != count:
+        palette = default_palette(count)
+    return Classes(
+        tuple(str(name) for name in names), np.array(palette, dtype=np.uint8))
+
+
+def default_palette(count: int) -> np.ndarray:
+    """Colours that stay apart: ``[count, 3]`` uint8 RGB."""
+    import matplotlib
+    hues = (np.arange(count) * 0.618034) % 1  # golden section steps
+    colours = matplotlib.colormaps['hsv'](hues)[:, :3]
+    return (colours * 215).astype(np.uint8)
+
+
+class Predictor:
+    """A model with its test pipeline: photograph in, prediction out.
+
+    Args:
+        config: Path of the config, which decides the task.
+        checkpoint: Path of weights that match it.
+        device: Where to run, e.g. ``'cpu'`` or ``'cuda:0'``.
+
+    Raises:
+        DemoError: If any of them cannot be used.
+    """
+
+    def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
+        from mmengine.dataset import Compose
+        cfg = load_config(config)
+        state, meta = load_checkpoint(checkpoint)
+        model, self.task = build_model(cfg)
+        check_weights(model, state, checkpoint)
+        model.load_state_dict(state)
+        count = count_classes(model, self.task)
+        self.classes = name_classes(meta, cfg, count)
+        try:
+            self.model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise DemoError(f'--device {device!r} cannot be used: '
+                            f'{one_line(error, 120)}') from None
+        # A statement of its own: some models return None from eval().
+        self.model.eval()
+        steps = list(test_dataset(cfg).get('pipeline') or [])
+        loads = [s for s in steps if 'LoadImage' in str(s.get('type'))]
+        # Files are read as BGR; datasets of arrays (CIFAR-10) hand out RGB.
+        self.bgr = bool(loads)
+        self.float32 = any(s.get('to_float32') for s in loads)
+        self.grey = cfg.model.get('backbone', {}).get('in_channels') == 1
+        self.pipeline = Compose([s for s in steps if not _is_loading(s)])
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Predicts one image.
+
+        Args:
+            image: ``[H, W, 3]`` uint8 RGB.
+
+        Returns:
+            ``[H, W]`` class indices (segmentation) or ``[classes]``
+            probabilities (classification).
+        """
+        data = image[..., ::-1] if self.bgr else image
+        if self.grey:
+            data = np.asarray(Image.fromarray(image).convert('L'))[..., None]
+        data = np.ascontiguousarray(data, np.float32 if self.float32 else None)
+        size = data.shape[:2]
+        sample = self.pipeline(dict(img=data, img_shape=size, ori_shape=size))
+        batch = dict(
+            inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+        result = self.model.test_step(batch)[0]
+        if self.task == 'segmentation':
+            return result.pred_sem_seg.data[0].cpu().numpy()
+        return result.pred_score.cpu().numpy()
+
+
+def _is_loading(step: dict) -> bool:
+    """Whether a pipeline step reads an image or annotations from a file."""
+    return str(step.get('type')).rsplit('.', 1)[-1].startswith('Load')
+
+
+# --------------------------------------------------------------- drawing
+
+
+def summary(prediction: np.ndarray, classes: Classes) -> List[Tuple]:
+    """The classes seen: (index, name, share or probability), largest first."""
+    if prediction.ndim == 2:
+        counts = np.bincount(
+            prediction[prediction < len(classes.names)].ravel(),
+            minlength=len(classes.names))
+        shares = counts / max(prediction.size, 1)
+        order = [i for i in np.argsort(-shares, kind='stable') if shares[i]]
+    else:
+        shares = prediction
+        order = list(np.argsort(-shares, kind='stable')[:TOP_CLASSES])
+    return [(int(i), classes.names[i], float(shares[i])) for i in order]
+
+
+def overlay(image: np.ndarray, prediction: np.ndarray, classes: Classes,
+            opacity: float) -> np.ndarray:
+    """Paints each class over the photograph: ``[H, W, 3]`` uint8 RGB."""
+    known = prediction < len(classes.names)  # 255 marks 'no class'
+    paint = classes.colours[np.where(known, prediction, 0)]
+    mixed = (1 - opacity) * image + opacity * paint
+    return np.where(known[..., None], mixed, image).astype(np.uint8)
+
+
+def draw(image: np.ndarray, prediction: np.ndarray, classes: Classes,
+         opacity: float) -> Any:
+    """Photograph and prediction side by side, with a legend.
+
+    Returns:
+        A matplotlib ``Figure`` that belongs to no window.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    height, width = image.shape[:2]
+    aspect = height / width
+    panel = float(np.clip(width / 100, 4.8, 9.6))  # inches at 100 dpi
+    tall = float(np.clip(panel * aspect, 2.4, 12))
+    figure = Figure(
+        figsize=(2 * panel + 2.2, tall + 0.4), dpi=100, layout='constrained')
+    left, right = figure.subplots(1, 2)
+    left.imshow(image)
+    left.set_title('photograph', fontsize=10)
+    left.axis('off')
+    rows = summary(prediction, classes)
+    if prediction.ndim == 2:
+        right.imshow(overlay(image, prediction, classes, opacity))
+        right.set_title('classes seen', fontsize=10)
+        right.axis('off')
+        handles = [
+            Patch(
+                facecolor=classes.colours[i] / 255,
+                edgecolor='0.4',
+                linewidth=0.5,
+                label=f'{name}  {share:.1%}') for i, name, share in rows
+        ]
+        figure.legend(
+            handles=handles,
+            loc='outside right center',
+            frameon=False,
+            fontsize=10,
+            title='share of pixels',
+            title_fontsize=9)
+    else:
+        names = [name for _, name, _ in rows][::-1]
+        values = [share for _, _, share in rows][::-1]
+        bars = right.barh(names, values, color='#3b6ea5')
+        right.bar_label(bars, [f'{v:.1%}' for v in values], padding=3)
+        right.set_xlim(0, 1.15)
+        right.set_xticks([0, 0.5, 1], ['0%', '50%', '100%'])
+        right.set_title('likeliest classes', fontsize=10)
+        right.spines[['top', 'right']].set_visible(False)
+    return figure
+
+
+def show(path: Path) -> None:
+    """Opens a finished picture in the viewer of the desktop."""
+    with Image.open(path) as picture:
+        if not ImageShow.show(picture, title=path.name):
+            print('--show: no image viewer was found', file=sys.stderr)
+
+
+# ------------------------------------------------------------------ main
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Segments or classifies photographs (the config decides '
+        'which) and draws the result beside each.')
+    parser.add_argument(
+        'img',
+        nargs='?',
+        help='a file, a folder or a quoted glob; without it, a photograph '
+        'that scikit-learn ships')
+    parser.add_argument('config', nargs='?', help='default: the demo\'s own')
+    parser.add_argument('checkpoint', nargs='?', help='weights for CONFIG')
+    parser.add_argument(
+        '--out',
+        default='outputs/demo',
+        help='a folder, or a file if it ends like an image (default: '
+        '%(default)s)')
+    parser.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='where to run (default here: %(default)s)')
+    parser.add_argument(
+        '--opacity',
+        type=float,
+        default=0.55,
+        help='of the painted classes, 0 to 1 (default: %(default)s)')
+    parser.add_argument(
+        '--show', action='store_true', help='also open each picture')
+    args = parser.parse_args(argv)
+    if not 0 <= args.opacity <= 1:
+        parser.error(f'--opacity is {args.opacity}, must be in [0, 1]')
+    if (args.config is None) != (args.checkpoint is None):
+        parser.error('CONFIG and CHECKPOINT belong together: give both, or '
+                     'neither for the demo\'s own model')
+    return args
+
+
+def prepare(args: argparse.Namespace) -> Tuple[Predictor, List[Path], List]:
+    """Everything that must be right before the first image is tried."""
+    try:
+        # First, because it keeps two notices of the others off the console.
+        import fma_vision.registry  # isort: skip  # noqa: F401
+        import mmpretrain  # noqa: F401
+        import mmseg  # noqa: F401
+    except ImportError as error:
+        raise DemoError(f'the demo needs more packages ({error}): '
+                        "`pip install -e '.[demo]'`") from None
+    images = find_images(args.img) if args.img else [sample_photograph()]
+    targets = output_paths(images, args.out)
+    config = Path(args.config) if args.config else DEMO_CONFIG
+    checkpoint = Path(args.checkpoint) if args.config else DEMO_CHECKPOINT
+    return Predictor(config, checkpoint, args.device), images, targets
+
+
+def process(predictor: Predictor, path: Path, target: Path,
+            args: argparse.Namespace) -> None:
+    """Reads, predicts, draws and reports one image."""
+    image = read_image(path)
+    start = time.perf_counter()
+    try:
+        prediction = predictor(image)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise DemoError(f'prediction failed: {one_line(error)}') from None
+    seconds = time.perf_counter() - start
+    figure = draw(image, prediction, predictor.classes, args.opacity)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target)
+    except OSError as error:
+        raise DemoError(f'cannot write {str(target)!r}: '
+                        f'{one_line(error)}') from None
+    seen = ', '.join(f'{name} {share:.0%}' for _, name, share in summary(
+        prediction, predictor.classes)[:TOP_CLASSES] if share >= 0.01)
+    print(f'{path.name}: {seen} ({seconds:.1f} s) -> {target}', flush=True)
+    if args.show:
+        show(target)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    args = parse_args(argv)
+    try:
+        predictor, images, targets = prepare(args)
+    except DemoError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    failed = 0
+    for path, target in zip(images, targets):
+        try:
+            process(predictor, path, target, args)
+        except DemoError as error:
+            failed += 1
+            print(f'error: {path}: {error}', file=sys.stderr, flush=True)
+    if len(images) > 1:
+        print(f'{len(images) - failed} of {len(images)} images done')
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    warnings.simplefilter('ignore')  # notices of the host, not of the demo
+    sys.exit(main())

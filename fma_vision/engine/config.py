@@ -1,0 +1,101 @@
+"""Reading a config file for a tool."""
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Tuple
+
+from fma_vision import registry  # noqa: F401  silences the hosts' imports
+
+from mmengine.config import Config  # isort: skip
+
+
+class UserError(Exception):
+    """A mistake in what the user gave; tools print it as one line."""
+
+
+def load_config(path: str,
+                cfg_options: Optional[Dict[str, Any]] = None) -> Config:
+    """Read a config and merge the command line's changes into it.
+
+    Args:
+        path (str): The config file.
+        cfg_options (dict, optional): Dotted keys and their new values.
+
+    Returns:
+        Config: The whole config.
+
+    Raises:
+        UserError: The file is missing, broken, or a key cannot be set.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'no config file {path}')
+    if Path(path).suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise UserError(f'config {path} has suffix {Path(path).suffix!r}; '
+                        'allowed are .py, .json, .yaml and .yml')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        raise UserError(f'config {path} cannot be read: {_one_line(error)}')
+    if cfg_options:
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except Exception as error:
+            raise UserError(f'--cfg-options {cfg_options} do not fit '
+                            f'{path}: {_one_line(error)}')
+    return cfg
+
+
+def set_work_dir(cfg: Config, path: str, work_dir: Optional[str]) -> None:
+    """Choose the work folder: command line, then config, then file name.
+
+    Args:
+        cfg (Config): Changed in place.
+        path (str): The config file.
+        work_dir (str, optional): From the command line.
+    """
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(path).stem)
+
+
+def datasets_of(node: Any) -> Iterator[dict]:
+    """The dataset dicts inside a dataloader config, wrappers unfolded.
+
+    Args:
+        node: A dataloader or dataset config.
+
+    Yields:
+        dict: Every dict with ``type`` and ``data_root``.
+    """
+    if isinstance(node, dict):
+        if 'type' in node and 'data_root' in node:
+            yield node
+        for value in node.values():
+            yield from datasets_of(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from datasets_of(value)
+
+
+def check_data_roots(cfg: Config, loaders: Tuple[str, ...]) -> None:
+    """Refuse a config whose data is not there, before anything is built.
+
+    Args:
+        cfg (Config): The whole config.
+        loaders (tuple[str]): Dataloader keys that will be used.
+
+    Raises:
+        UserError: Names the dataset and its root.
+    """
+    for key in loaders:
+        for dataset in datasets_of(cfg.get(key)):
+            root = dataset['data_root']
+            if isinstance(root, str) and '://' not in root and root and \
+                    not Path(root).expanduser().is_dir():
+                raise UserError(
+                    f"{key}: {dataset['type']} has data_root {root!r}, and "
+                    'there is no such folder; tools/dataset_converters makes '
+                    'it, or --cfg-options gives another place')
+
+
+def _one_line(error: BaseException) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'

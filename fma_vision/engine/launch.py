@@ -1,0 +1,146 @@
+"""From a config to a runner, on whatever device is there."""
+import os
+import sys
+from typing import Any, Callable, Optional, Tuple
+
+from .config import Config, UserError, check_data_roots
+
+ACCELERATOR_AMP, CPU_AMP = 'AmpOptimWrapper', 'CPUAmpOptimWrapper'
+
+
+def select_device(device: Optional[str]) -> None:
+    """Make the runner use a device; call it before the runner is built.
+
+    Args:
+        device (str, optional): 'cpu', 'cuda' or None for the best there is.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    import torch
+    from mmengine.device import utils
+    if device == 'cpu':
+        # Read by get_device(), which the runner and the hosts ask.
+        utils.DEVICE = 'cpu'
+    elif device == 'cuda' and not torch.cuda.is_available():
+        raise UserError('--device cuda given, but PyTorch '
+                        f'{torch.__version__} sees no CUDA device')
+
+
+def on_cpu() -> bool:
+    """Whether the runner will use the CPU."""
+    from mmengine.device import get_device
+    return get_device() == 'cpu'
+
+
+def prepare(cfg: Config,
+            loaders: Tuple[str, ...],
+            launcher: str = 'none',
+            amp: bool = False) -> None:
+    """Fit a config to this machine and check that its data is there.
+
+    Args:
+        cfg (Config): Changed in place.
+        loaders (tuple[str]): Dataloader keys that will be used.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+        amp (bool): Train with mixed precision.
+
+    Raises:
+        UserError: The data is missing, or the optimizer wrapper of the
+            config cannot be switched to mixed precision.
+    """
+    cfg.launcher = launcher
+    check_data_roots(cfg, loaders)
+    if amp:
+        _enable_amp(cfg)
+    if on_cpu():
+        _fit_to_cpu(cfg)
+    _drop_late_schedulers(cfg)
+
+
+def build_runner(cfg: Config) -> Any:
+    """Build the runner of a prepared config.
+
+    Args:
+        cfg (Config): A config that :func:`prepare` has seen.
+
+    Returns:
+        mmengine.runner.Runner: With plain batch norm where synchronised
+        batch norm cannot run or has nobody to synchronise with.
+    """
+    from mmengine.dist import get_world_size
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import RUNNERS
+
+    from .runner import ConsoleRunner
+    if cfg.launcher == 'pytorch' and on_cpu():
+        # The host's own start-up asks for a CUDA device.
+        import torch.distributed as dist
+        if not dist.is_initialized():
+            dist.init_process_group('gloo')
+    runner = (
+        RUNNERS.build(cfg)
+        if 'runner_type' in cfg else ConsoleRunner.from_cfg(cfg))
+    if on_cpu() or get_world_size() == 1:
+        runner.model = revert_sync_batchnorm(runner.model)
+    return runner
+
+
+def run_tool(main: Callable[[], Any]) -> None:
+    """Run a tool's main function; what the user got wrong is one line.
+
+    Args:
+        main (callable): Takes nothing.
+    """
+    try:
+        main()
+    except (UserError, FileNotFoundError) as error:
+        sys.exit(f'error: {" ".join(str(error).split())}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
+
+
+def _enable_amp(cfg: Config) -> None:
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind in (ACCELERATOR_AMP, CPU_AMP):
+        return
+    if kind != 'OptimWrapper':
+        raise UserError('--amp needs optim_wrapper.type OptimWrapper or '
+                        f'{ACCELERATOR_AMP}, the config has {kind}')
+    cfg.optim_wrapper.type = ACCELERATOR_AMP
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _fit_to_cpu(cfg: Config) -> None:
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is not None and wrapper.get('type') == ACCELERATOR_AMP:
+        from . import amp  # noqa: F401  registers the wrapper
+        wrapper.type = CPU_AMP
+        for key in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(key, None)
+    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg')
+    if dist_cfg is not None and dist_cfg.get('backend') == 'nccl':
+        dist_cfg.backend = 'gloo'
+    if cfg.launcher != 'none':
+        # A CPU module has no device index; the host would give it one.
+        cfg.setdefault('model_wrapper_cfg',
+                       dict(type='MMDistributedDataParallel'))
+        cfg.model_wrapper_cfg.device_ids = None
+        os.environ.setdefault('LOCAL_RANK', '0')
+
+
+def _drop_late_schedulers(cfg: Config) -> None:
+    """Drop schedulers that begin after the last iteration or epoch.
+
+    A run shortened on the command line would otherwise fail on them.
+    """
+    loop, schedulers = cfg.get('train_cfg'), cfg.get('param_scheduler')
+    if not loop or not isinstance(schedulers, (list, tuple)):
+        return
+    ends = {True: loop.get('max_epochs'), False: loop.get('max_iters')}
+
+    def starts_in_time(scheduler: dict) -> bool:
+        end = ends[bool(scheduler.get('by_epoch', True))]
+        return end is None or scheduler.get('begin', 0) < end
+
+    cfg.param_scheduler = [s for s in schedulers if starts_in_time(s)]

@@ -1,0 +1,188 @@
+"""Fast Multipole Attention as layers: projections around the op."""
+
+from typing import Any, Dict, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from fma_kernels import Hierarchy, fma1d, fma2d
+
+from .common import check_tokens, drop_masked, head_dim_of
+from .summaries import build_summaries
+
+
+class _FMAttention(nn.Module):
+    """What the 1D and the 2D layer share; see :class:`FMAttention2D`."""
+
+    ndim: int
+
+    def __init__(self,
+                 dim: int,
+                 num_heads: int,
+                 cell_size: int = 4,
+                 num_levels: Optional[int] = None,
+                 rank: int = 1,
+                 summaries: str = 'avg',
+                 max_levels: Optional[int] = None,
+                 qkv_bias: bool = True,
+                 mass: bool = True,
+                 attn_drop: float = 0.,
+                 proj_drop: float = 0.,
+                 backend: str = 'auto') -> None:
+        super().__init__()
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = head_dim_of(dim, num_heads)
+        if rank < 1 or cell_size < 1 or cell_size % rank:
+            raise ValueError(f'rank={rank} must divide cell_size={cell_size}, '
+                             'both positive')
+        if num_levels is not None and num_levels < 0:
+            raise ValueError('num_levels must be None (automatic) or at '
+                             f'least 0, got {num_levels}')
+        if not 0 <= attn_drop < 1:
+            raise ValueError(f'attn_drop must be in [0, 1), got {attn_drop}')
+        self.cell_size = cell_size
+        self.num_levels = num_levels
+        self.rank = rank
+        self.mass = mass
+        self.attn_drop = attn_drop
+        self.backend = backend
+        self.causal = False
+
+        def pooling() -> nn.Module:
+            return build_summaries(
+                summaries,
+                ndim=self.ndim,
+                cell_size=cell_size,
+                rank=rank,
+                head_dim=self.head_dim,
+                max_levels=max_levels)
+
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.key_summaries = pooling()
+        self.value_summaries = pooling()
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def hierarchy(self, *grid: int) -> Hierarchy:
+        """The cells this layer uses on a grid of tokens."""
+        tree = Hierarchy(grid, self.cell_size, self.num_levels, self.rank,
+                         self.causal)
+        limit = getattr(self.key_summaries, 'max_levels', None)
+        if limit is None or tree.num_levels <= limit:
+            return tree
+        return Hierarchy(grid, self.cell_size, limit, self.rank, self.causal)
+
+    def attention_macs(self, *grid: int) -> int:
+        """Multiply-adds of one image outside the two linear layers."""
+        tree = self.hierarchy(*grid)
+        return tree.flops(self.num_heads, self.head_dim) // 2
+
+    def forward(self,
+                x: torch.Tensor,
+                key_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Attend from every token to every other.
+
+        Args:
+            x (Tensor): ``[B, *grid, dim]``.
+            key_mask (Tensor, optional): bool ``[B, *grid]``, True = real.
+                Masked tokens are attended by none, whatever they hold.
+
+        Returns:
+            Tensor: ``[B, *grid, dim]``.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        grid = check_tokens(x, self.dim, self.ndim)
+        x = drop_masked(x, key_mask)
+        # [B, *grid, 3, heads, head_dim]; the views stay strided.
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.unbind(-3)
+        options: Dict[str, Any] = dict(num_levels=self.num_levels)
+        bias = self.proj.bias
+        if self.key_summaries.learned:
+            tree = self.hierarchy(*grid)
+            options = dict(
+                num_levels=tree.num_levels,
+                key_summaries=self.key_summaries(key, tree, key_mask),
+                value_summaries=self.value_summaries(value, tree, key_mask))
+            if tree.num_levels < self.key_summaries.max_levels:
+                bias = bias + self.key_summaries.idle(tree.num_levels)
+                bias = bias + self.value_summaries.idle(tree.num_levels)
+        if self.causal:
+            options['causal'] = True
+        if self.training and self.attn_drop:
+            options['dropout_p'] = self.attn_drop
+        op = fma1d if self.ndim == 1 else fma2d
+        out = op(
+            query,
+            key,
+            value,
+            cell_size=self.cell_size,
+            rank=self.rank,
+            mass=self.mass,
+            key_mask=key_mask,
+            backend=self.backend,
+            **options)
+        out = out.flatten(-2)  # [B, *grid, dim]
+        return self.proj_drop(F.linear(out, self.proj.weight, bias))
+
+    def extra_repr(self) -> str:
+        return (f'heads={self.num_heads}, cell_size={self.cell_size}, '
+                f'num_levels={self.num_levels}, rank={self.rank}, '
+                f'mass={self.mass}')
+
+
+class FMAttention2D(_FMAttention):
+    """Fast Multipole Attention over a 2D grid (arXiv 2310.11960).
+
+    Tokens attend to the 3 x 3 leaf cells around their own one by one, and to
+    all others through summaries that grow coarser with distance, under one
+    softmax: O(n) keys visited in 2D at a fixed number of top cells.
+
+    Args:
+        dim (int): Channels.
+        num_heads (int): Heads; divides ``dim``.
+        cell_size (int): Side of a leaf cell in tokens. Defaults to 4.
+        num_levels (int, optional): Levels of summaries; None picks them from
+            the grid, 0 is full attention.
+        rank (int): Sub-cells per axis of a cell; divides ``cell_size``.
+        summaries (str): ``'avg'`` or ``'grouped_conv'``.
+        max_levels (int, optional): Weight sets of learned summaries; see
+            :class:`~fma_vision.layers.GroupedConvSummaries`.
+        qkv_bias (bool): Bias in the query, key, value projection.
+        mass (bool): Weigh a summary by the tokens it stands for, as the
+            paper does.
+        attn_drop (float): Dropout on attention weights.
+        proj_drop (float): Dropout on the output.
+        backend (str): Backend of the op.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    ndim = 2
+
+
+class FMAttention1D(_FMAttention):
+    """Fast Multipole Attention over a sequence (arXiv 2310.11960).
+
+    Args:
+        dim, num_heads, cell_size, num_levels, rank, summaries, max_levels,
+            qkv_bias, mass, attn_drop, proj_drop, backend: As
+            :class:`FMAttention2D`, on tokens ``[B, N, dim]``.
+        causal (bool): Attend to the left only. Defaults to False.
+    """
+
+    ndim = 1
+
+    def __init__(self,
+                 dim: int,
+                 num_heads: int,
+                 *args: Any,
+                 causal: bool = False,
+                 **kwargs: Any) -> None:
+        super().__init__(dim, num_heads, *args, **kwargs)
+        self.causal = causal

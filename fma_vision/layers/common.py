@@ -1,0 +1,56 @@
+"""Argument checks and masking shared by the attention layers."""
+
+from typing import Optional, Tuple
+
+import torch
+
+
+def head_dim_of(dim: int, num_heads: int) -> int:
+    """Channels per head.
+
+    Raises:
+        ValueError: If ``num_heads`` does not divide ``dim``.
+    """
+    if num_heads < 1 or dim < 1 or dim % num_heads:
+        raise ValueError(f'dim={dim} must be a positive multiple of '
+                         f'num_heads={num_heads}')
+    return dim // num_heads
+
+
+def check_tokens(x: torch.Tensor, dim: int, ndim: int) -> Tuple[int, ...]:
+    """Check tokens ``[B, *grid, dim]`` and return their grid.
+
+    Raises:
+        ValueError: If ``x`` has another rank, channel count or an empty grid.
+    """
+    grid = tuple(x.shape[1:-1])
+    if x.ndim != ndim + 2 or x.shape[-1] != dim or 0 in grid:
+        axes = 'N' if ndim == 1 else 'H, W'
+        raise ValueError(f'x must be [B, {axes}, {dim}] with a non-empty '
+                         f'grid, got {tuple(x.shape)}')
+    return grid
+
+
+def drop_masked(x: torch.Tensor,
+                key_mask: Optional[torch.Tensor]) -> torch.Tensor:
+    """Zero the tokens that ``key_mask`` calls absent.
+
+    Done before any product, since 0 * NaN is NaN: a masked token may then
+    hold anything without reaching an output or a weight gradient.
+
+    Args:
+        x (Tensor): ``[B, *grid, C]``.
+        key_mask (Tensor, optional): bool ``[B, *grid]``, True = real.
+
+    Returns:
+        Tensor: ``x`` with masked tokens set to 0.
+
+    Raises:
+        ValueError: If the mask has another shape or dtype.
+    """
+    if key_mask is None:
+        return x
+    if key_mask.dtype != torch.bool or key_mask.shape != x.shape[:-1]:
+        raise ValueError(f'key_mask must be bool {tuple(x.shape[:-1])}, got '
+                         f'{key_mask.dtype} {tuple(key_mask.shape)}')
+    return x.masked_fill(~key_mask.unsqueeze(-1), 0)

@@ -1,0 +1,10 @@
+"""Models, registered in the scope ``fma_vision``."""
+
+from ..layers import ATTENTION_LAYERS
+from ..registry import MODELS
+from .backbones import FMATransformer
+
+for _layer in ATTENTION_LAYERS.values():
+    MODELS.register_module(module=_layer)
+
+__all__ = ['FMATransformer']

@@ -1,0 +1,159 @@
+"""Parts of the hierarchical backbone, channels last throughout."""
+
+from typing import Sequence, Union
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch.utils.checkpoint import checkpoint
+
+from ...layers import build_attention, build_position
+
+
+class PatchEmbed(nn.Module):
+    """Patches of an image as normalised tokens.
+
+    Args:
+        in_channels (int): Channels of the image.
+        dim (int): Channels of a token.
+        patch_size (int): Side of a patch in pixels.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, C, H, W]`` to ``[B, ceil(H/p), ceil(W/p), dim]``.
+
+        The last patches of a ragged image are filled with zeros.
+        """
+        pad_h, pad_w = (-x.shape[-2] % self.patch_size,
+                        -x.shape[-1] % self.patch_size)
+        if pad_h or pad_w:
+            x = F.pad(x, (0, pad_w, 0, pad_h))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Join 2 x 2 tokens into one.
+
+    Args:
+        in_dim (int): Channels in.
+        out_dim (int): Channels out.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_dim)
+        self.reduction = nn.Linear(4 * in_dim, out_dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H/2), ceil(W/2), out_dim]``.
+
+        An odd side is filled with zeros, as before a strided convolution.
+        """
+        pad_h, pad_w = x.shape[1] % 2, x.shape[2] % 2
+        if pad_h or pad_w:
+            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
+        batch, height, width, dim = x.shape
+        x = x.reshape(batch, height // 2, 2, width // 2, 2, dim)
+        # [B, H/2, W/2, 2*2*C]
+        x = x.transpose(2, 3).reshape(batch, height // 2, width // 2, 4 * dim)
+        return self.reduction(self.norm(x))
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a GELU.
+
+    Args:
+        dim (int): Channels in and out.
+        hidden_dim (int): Channels between.
+        drop (float): Dropout after each layer.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[..., dim]`` to the same shape."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Position, attention and MLP, each as a residual branch.
+
+    Args:
+        dim (int): Channels.
+        num_heads (int): Heads.
+        attn (dict): Config of the attention layer.
+        position (str | dict): Config of the position encoding.
+        mlp_ratio (float): Hidden width of the MLP over ``dim``.
+        qkv_bias (bool): Bias in the query, key, value projection.
+        drop (float): Dropout in the MLP and after the attention.
+        drop_path (float): Probability of skipping a branch in training.
+        block_index (int): Index in the stage.
+    """
+
+    def __init__(self, dim: int, num_heads: int, attn: dict,
+                 position: Union[str, dict], mlp_ratio: float, qkv_bias: bool,
+                 drop: float, drop_path: float, block_index: int) -> None:
+        super().__init__()
+        self.position = build_position(position, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = build_attention(
+            attn,
+            dim,
+            num_heads,
+            block_index=block_index,
+            qkv_bias=qkv_bias,
+            proj_drop=drop)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, H, W, dim]`` to the same shape."""
+        x = self.position(x)
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, after a 2 x reduction except at the first.
+
+    Args:
+        in_dim (int): Channels of the stage before.
+        dim (int): Channels of this stage.
+        downsample (bool): Start with :class:`PatchMerging`.
+        drop_paths (sequence[float]): One per block.
+        with_cp (bool): Recompute each block in the backward pass.
+        **kwargs: Arguments of :class:`Block`.
+    """
+
+    def __init__(self, in_dim: int, dim: int, downsample: bool,
+                 drop_paths: Sequence[float], with_cp: bool, **kwargs) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        self.downsample = (
+            PatchMerging(in_dim, dim) if downsample else nn.Identity())
+        self.blocks = nn.ModuleList(
+            Block(dim, drop_path=drop_path, block_index=index, **kwargs)
+            for index, drop_path in enumerate(drop_paths))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, H, W, in_dim]`` to ``[B, H', W', dim]``."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.with_cp and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x

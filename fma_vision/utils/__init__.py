@@ -1,0 +1,1 @@
+"""Helpers for tools and tests; each module imports only what it needs."""

@@ -1,0 +1,140 @@
+"""From a config's name to a model, for tools that need no data.
+
+Needs mmengine and the host toolbox that the config is written for.
+"""
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from ..engine import UserError, load_config
+
+
+def find_config(name: str) -> Path:
+    """Finds a config file, also one that an OpenMMLab package ships.
+
+    Args:
+        name: A path, or ``package::path`` such as
+            ``mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py``.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: The file or the package does not exist.
+    """
+    package, separator, inner = name.partition('::')
+    if not separator:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f'config {name}: no such file')
+        return path
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f'config {name}: package {package!r} is not installed')
+    if not inner.endswith('.py'):
+        inner += '.py'
+    root = Path(spec.submodule_search_locations[0])
+    # A wheel carries its configs in .mim; a checkout has them beside it.
+    folders = (root / '.mim' / 'configs', root.parent / 'configs')
+    for folder in folders:
+        if (folder / inner).is_file():
+            return folder / inner
+    raise UserError(f'config {name}: {package} ships no config {inner!r}')
+
+
+def load_model_config(name: str,
+                      cfg_options: Optional[Dict[str, Any]] = None) -> Config:
+    """Reads a config that describes a model.
+
+    Args:
+        name: As for :func:`find_config`.
+        cfg_options: Settings to override, ``{'model.backbone.arch': ...}``.
+
+    Returns:
+        The config, the modules in its ``custom_imports`` imported.
+
+    Raises:
+        UserError: There is no such config, it cannot be read or describes no
+            model.
+    """
+    cfg = load_config(str(find_config(name)), cfg_options)
+    if not isinstance(cfg.get('model'), dict):
+        raise UserError(f'config {name} holds no `model`')
+    return cfg
+
+
+def model_settings(cfg: Config) -> Dict[str, Any]:
+    """The model's own settings, out of a test-time augmentation wrapper.
+
+    Args:
+        cfg: A config as :func:`load_model_config` returns it.
+
+    Returns:
+        A copy of ``cfg.model``, or of its ``module`` where ``model`` only
+        averages several views.
+    """
+    settings = cfg.model
+    if 'backbone' not in settings and 'module' in settings:
+        settings = settings.module
+    return settings.to_dict()
+
+
+def build_model(cfg: Config, backbone: Optional[Dict] = None) -> nn.Module:
+    """Builds a config's model for inference on one device, not initialised.
+
+    Nothing is downloaded: pretrained weights are not loaded. Synchronised
+    batch norms become plain ones.
+
+    Args:
+        cfg: A config as :func:`load_model_config` returns it.
+        backbone: Settings to change in the backbone.
+
+    Returns:
+        The model in evaluation mode.
+    """
+    settings = model_settings(cfg)
+    settings.pop('pretrained', None)
+    if 'train_cfg' in settings:
+        settings['train_cfg'] = None
+    if backbone:
+        settings['backbone'].update(backbone)
+    scope = cfg.get('default_scope') or 'mmengine'
+    with DefaultScope.overwrite_default_scope(scope), \
+            warnings.catch_warnings():
+        # About a loss, which inference does not use.
+        warnings.filterwarnings(
+            'ignore', message='Default ``avg_non_ignore`` is False')
+        model = MODELS.build(settings)
+    model = revert_sync_batchnorm(model)
+    # Some backbones' eval() returns None, so never chain it.
+    model.eval()
+    return model
+
+
+def input_channels(cfg: Config) -> int:
+    """Channels of the images that a config's backbone takes."""
+    backbone = model_settings(cfg).get('backbone', {})
+    return int(backbone.get('in_channels', 3))
+
+
+def training_size(cfg: Config) -> Optional[Tuple[int, int]]:
+    """The image size (height, width) a config trains at, where it says so."""
+
+    def pair(size: Any) -> Tuple[int, int]:
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    if cfg.get('crop_size') is not None:
+        return pair(cfg.crop_size)
+    for step in cfg.get('train_pipeline') or ():
+        if step['type'] == 'RandomResizedCrop':
+            return pair(step['scale'])
+        if step['type'] == 'RandomCrop':
+            return pair(step['crop_size'])
+    return None

@@ -1,0 +1,71 @@
+"""What all tests share: few threads, fixed seeds, and the real data."""
+
+import importlib.util
+import os
+import random
+from pathlib import Path
+from types import ModuleType
+from typing import Callable
+
+# Set before NumPy and torch load their thread pools.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('MPLBACKEND', 'Agg')
+# Nothing here may fetch from the network.
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """The same random numbers for a test, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def repo_root() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def load_script() -> Callable[[str], ModuleType]:
+    """Imports a script by its path from the root, without running it."""
+
+    def load(path: str) -> ModuleType:
+        file = ROOT / path
+        spec = importlib.util.spec_from_file_location(f'script_{file.stem}',
+                                                      file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope='session')
+def real_data() -> Callable[[str], Path]:
+    """The folder of a real data set under data/; skips where it is absent."""
+
+    def find(name: str) -> Path:
+        folder = ROOT / 'data' / name
+        if not folder.is_dir():
+            pytest.skip(f'real data {name!r} is not at data/{name}')
+        return folder
+
+    return find
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason='needs a CUDA device')
+    for item in items:
+        if 'gpu' in item.keywords:
+            item.add_marker(skip)

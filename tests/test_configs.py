@@ -1,0 +1,145 @@
+"""Every config builds; every config of a small real set also runs."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('mmseg')
+pytest.importorskip('mmpretrain')
+
+from mmengine.registry import (DATASETS, METRICS, MODELS,  # noqa: E402
+                               TRANSFORMS, DefaultScope)
+from synthetic import small_config, write_all  # noqa: E402
+
+from fma_vision.engine import load_config  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / 'configs'
+CONFIGS = sorted(p for p in FOLDER.glob('*/*.py') if p.parts[-2] != '_base_')
+SMALL_SETS = ('camvid', 'cifar10', 'dubai_aerial', 'fashion_mnist',
+              'labelmefacade', 'street', 'tiny_imagenet100')
+SMALL = [p for p in CONFIGS if p.parts[-2] in SMALL_SETS]
+TWINS = [p for p in SMALL if p.name.startswith('swin-')]
+
+
+def name_of(path: Path) -> str:
+    return f'{path.parent.name}/{path.stem}'
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    """Tiny files in the layouts of all small sets."""
+    return write_all(tmp_path_factory.mktemp('data_root'))
+
+
+@pytest.fixture(scope='module')
+def train_tool(load_script):
+    return load_script('tools/train.py')
+
+
+@pytest.fixture
+def quick_init(monkeypatch) -> None:
+    """Skip drawing random weights, which takes most of a large build."""
+    for name in ('trunc_normal_', 'kaiming_normal_', 'kaiming_uniform_',
+                 'normal_', 'uniform_', 'xavier_uniform_'):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__:
+                            tensor)
+
+
+def test_every_family_is_there() -> None:
+    assert {p.parts[-2] for p in SMALL} == set(SMALL_SETS)
+    for family in SMALL_SETS:
+        names = [p.name for p in SMALL if p.parts[-2] == family]
+        assert any(n.startswith('fma-nano') for n in names), family
+        assert any(n.startswith('swin-nano') for n in names), family
+    for family in {p.parent for p in CONFIGS}:
+        assert (family / 'README.md').is_file(), family
+        assert (family / 'metafile.yml').is_file(), family
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=name_of)
+def test_builds(path: Path, quick_init) -> None:
+    """Model, pipelines, datasets and metrics build; nothing is read."""
+    cfg = load_config(str(path))
+    assert 'fma_vision.models' in cfg.custom_imports['imports']
+    assert cfg.custom_imports['allow_failed_imports'] is False
+    assert cfg.default_scope in ('mmseg', 'mmpretrain')
+    model_cfg = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(model_cfg)
+        assert sum(p.numel() for p in model.parameters()) > 1e6
+        num_classes = None
+        for phase in ('train', 'val', 'test'):
+            dataset = copy.deepcopy(cfg[f'{phase}_dataloader'].dataset)
+            for part in dataset.get('datasets', [dataset]):
+                for step in part.pipeline:
+                    TRANSFORMS.build(copy.deepcopy(step))
+                if 'TinyImageNet' in part.type:
+                    continue  # its class names are in a file of the set
+                part.lazy_init = True
+                built = DATASETS.build(part)
+                num_classes = len(built.metainfo['classes'])
+        for evaluator in ('val_evaluator', 'test_evaluator'):
+            items = cfg[evaluator]
+            for item in items if isinstance(items, list) else [items]:
+                METRICS.build(copy.deepcopy(item))
+    if num_classes is not None:
+        head = cfg.model.get('module', cfg.model)
+        head = head.get('decode_head') or head.get('head')
+        assert head.num_classes == num_classes
+
+
+@pytest.mark.parametrize('path', SMALL, ids=name_of)
+def test_nano_is_small(path: Path, quick_init) -> None:
+    cfg = load_config(str(path))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        backbone = MODELS.build(cfg.model.backbone)
+    assert sum(p.numel() for p in backbone.parameters()) <= 4e6
+
+
+@pytest.mark.parametrize('path', TWINS, ids=name_of)
+def test_swin_twin_differs_in_attention_only(path: Path, quick_init) -> None:
+    twin = load_config(str(path))
+    fma = load_config(str(path.with_name(path.name.replace('swin-', 'fma-'))))
+    attention = fma.model.backbone.pop('attn')
+    other = twin.model.backbone.pop('attn')
+    assert attention.type == 'FMAttention2D'
+    assert other.type == 'WindowAttention'
+    assert twin._cfg_dict.to_dict() == fma._cfg_dict.to_dict()
+    sizes = []
+    for attn in (attention, other):
+        with DefaultScope.overwrite_default_scope(twin.default_scope):
+            backbone = MODELS.build(dict(twin.model.backbone, attn=attn))
+        sizes.append(sum(p.numel() for p in backbone.parameters()))
+    assert math.isclose(*sizes, rel_tol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', SMALL, ids=name_of)
+def test_two_iterations(path: Path, data: Path, train_tool,
+                        tmp_path: Path) -> None:
+    """Two steps, a validation and a checkpoint through tools/train.py."""
+    config = small_config(path, data, tmp_path / path.name)
+    args = train_tool.parse_args(
+        [str(config), '--work-dir',
+         str(tmp_path / 'work'), '--device', 'cpu'])
+    runner = train_tool.train(args)
+    assert runner.iter == 2
+    losses = runner.message_hub.get_scalar('train/loss').data[0]
+    assert len(losses) == 2 and all(math.isfinite(x) for x in losses)
+    moved = runner.message_hub.get_scalar('train/grad_norm').data[0]
+    assert all(math.isfinite(x) and x > 0 for x in moved)
+    scalars = set(runner.message_hub.log_scalars)
+    wanted = {
+        'mmpretrain': ['val/accuracy/top1'],
+        'mmseg': ['val/mIoU']
+    }[runner.cfg.default_scope]
+    if path.parts[-2] == 'street':
+        wanted = ['val/labelmefacade/mIoU', 'val/camvid/mIoU']
+    assert scalars.issuperset(wanted)
+    assert list((tmp_path / 'work').glob('best_*.pth'))

@@ -1,0 +1,133 @@
+"""The backbones as timm models."""
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+
+import fma_vision
+from fma_vision import FMATransformer
+
+
+def test_all_variants_are_listed():
+    assert timm.list_models('fma_*') == [
+        'fma_base', 'fma_nano', 'fma_small', 'fma_tiny'
+    ]
+    assert isinstance(timm.create_model('fma_nano'), fma_vision.FMAClassifier)
+
+
+def test_classifier():
+    model = timm.create_model('fma_nano', num_classes=7, in_chans=1).eval()
+    x = torch.randn(2, 1, 40, 56)
+    logits = model(x)
+    assert logits.shape == (2, 7)
+    features = model.forward_features(x)
+    assert features.shape == (2, 2, 2, 256)  # channels last
+    torch.testing.assert_close(model.forward_head(features), logits)
+    assert model.forward_head(features, pre_logits=True).shape == (2, 256)
+    # The same function as the backbone with a mean and a linear layer.
+    pooled = model.backbone(x)[0].mean((2, 3))
+    torch.testing.assert_close(model.get_classifier()(pooled), logits)
+
+
+def test_reset_classifier():
+    model = timm.create_model('fma_nano', num_classes=7).eval()
+    x = torch.randn(1, 3, 32, 32)
+    model.reset_classifier(3)
+    assert model(x).shape == (1, 3) and model.num_classes == 3
+    model.reset_classifier(0)
+    assert model(x).shape == (1, 256)
+    model.reset_classifier(0, '')
+    assert model(x).shape == (1, 1, 1, 256)
+    assert timm.create_model('fma_nano', num_classes=0)(x).shape == (1, 256)
+
+
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2), (3, )])
+def test_features_only(out_indices):
+    model = timm.create_model(
+        'fma_nano', features_only=True, out_indices=out_indices)
+    maps = model(torch.randn(1, 3, 64, 96))
+    channels = model.feature_info.channels()
+    reductions = model.feature_info.reduction()
+    assert channels == [32 * 2**i for i in out_indices]
+    assert reductions == [4 * 2**i for i in out_indices]
+    for out, c, r in zip(maps, channels, reductions):
+        assert out.shape == (1, c, 64 // r, 96 // r)
+    # What is not needed is gone.
+    assert len(model.model.backbone.stages) == max(out_indices) + 1
+
+
+def test_features_only_defaults_to_all_stages():
+    model = timm.create_model('fma_nano', features_only=True)
+    assert len(model(torch.randn(1, 3, 32, 32))) == 4
+
+
+def test_forward_intermediates():
+    model = timm.create_model('fma_nano').eval()
+    x = torch.randn(1, 3, 64, 64)
+    final, maps = model.forward_intermediates(x, norm=True)
+    torch.testing.assert_close(final, model.forward_features(x))
+    torch.testing.assert_close(maps[-1], final.permute(0, 3, 1, 2))
+    early = model.forward_intermediates(
+        x, indices=[1], stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(early[0], maps[1])
+    last = model.forward_intermediates(
+        x, indices=1, output_fmt='NHWC', norm=True, intermediates_only=True)
+    torch.testing.assert_close(last[0], final)
+    with pytest.raises(ValueError, match="'NCHW' or 'NHWC', got 'NLC'"):
+        model.forward_intermediates(x, output_fmt='NLC')
+
+
+def test_options_reach_the_backbone():
+    model = timm.create_model(
+        'fma_nano',
+        patch_size=2,
+        drop_path_rate=.2,
+        attn=dict(type='WindowAttention'))
+    assert model.feature_info[3]['reduction'] == 16
+    block = model.backbone.stages[3].blocks[1]
+    assert block.drop_path.drop_prob == pytest.approx(.2)
+    assert type(block.attn).__name__ == 'WindowAttention'
+
+
+def test_grad_checkpointing_switch():
+    model = timm.create_model('fma_nano').train()
+    model.set_grad_checkpointing()
+    assert all(stage.with_cp for stage in model.backbone.stages)
+    model(torch.randn(1, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.set_grad_checkpointing(False)
+    assert not any(stage.with_cp for stage in model.backbone.stages)
+
+
+def test_layer_decay_and_no_decay_in_timm():
+    model = timm.create_model(
+        'fma_nano',
+        num_classes=5,
+        attn=dict(type='FMAttention2D', summaries='grouped_conv'))
+    optimizer = create_optimizer_v2(
+        model, 'adamw', lr=1., weight_decay=.05, layer_decay=.5)
+    of_param = {
+        id(p): group
+        for group in optimizer.param_groups
+        for p in group['params']
+    }
+    groups = {n: of_param[id(p)] for n, p in model.named_parameters()}
+    scales = {n: group['lr_scale'] for n, group in groups.items()}
+    assert scales['head.fc.weight'] == 1
+    first = scales['backbone.stages.0.blocks.0.mlp.fc1.weight']
+    second = scales['backbone.stages.0.blocks.1.mlp.fc1.weight']
+    assert second == 2 * first
+    assert scales['backbone.patch_embed.proj.weight'] < first
+    for name, group in groups.items():
+        free = 'delta' in name or name.endswith('bias') or 'norm' in name
+        assert (group['weight_decay'] == 0) == free, name
+
+
+def test_names_are_those_of_the_backbone():
+    """Weights move to an mmpretrain classifier unchanged."""
+    model = timm.create_model('fma_nano', num_classes=5)
+    backbone = FMATransformer('nano')
+    expected = {f'backbone.{n}' for n in backbone.state_dict()}
+    assert set(
+        model.state_dict()) == expected | {'head.fc.weight', 'head.fc.bias'}

@@ -1,0 +1,116 @@
+#!/usr/bin/env python
+"""Prints parameters and multiply-adds of a config's backbone and model.
+
+Takes classification, segmentation and detection configs, also those that an
+OpenMMLab package ships::
+
+    python tools/analysis_tools/get_flops.py \\
+        configs/imagenet/fma-tiny_16xb64_in1k-224px.py --shape 224
+    python tools/analysis_tools/get_flops.py \\
+        mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py
+
+One multiply-add counts once. Matrix products, convolutions and attention
+(for Fast Multipole Attention: the pairs its hierarchy visits) are counted;
+norms, activations, pooling and interpolation are not. The last column is
+the share of fused attention ops; a model that multiplies its own attention
+matrices (mmpretrain's Swin) has that in its total only.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+if __name__ == '__main__':  # so that a checkout works without installing it
+    _ROOT = Path(__file__).resolve().parents[2]
+    sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
+
+import torch
+from mmengine.config import Config, DictAction
+
+from fma_vision.engine import run_tool
+from fma_vision.utils.complexity import Complexity, measure_complexity
+from fma_vision.utils.configs import (build_model, input_channels,
+                                      load_model_config, training_size)
+from fma_vision.utils.files import write_json
+
+DEFAULT_SIZE = (224, 224)
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Parameters and multiply-adds (MACs) of a config',
+        epilog='One multiply-add counts once; norms, activations and pooling '
+        'are not counted.')
+    parser.add_argument(
+        'config', help='config file, or package::path in an OpenMMLab package')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar=('H', 'W'),
+        help='image height and width, or one number for both; default: the '
+        'size the config trains at')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings to override, as key=value')
+    parser.add_argument('--out', help='also write the numbers to this JSON')
+    args = parser.parse_args(argv)
+    if args.shape is not None:
+        if len(args.shape) > 2 or min(args.shape) < 1:
+            parser.error('argument --shape: one or two positive numbers are '
+                         f'allowed, got {args.shape}')
+        args.shape = (args.shape[0], args.shape[-1])
+    return args
+
+
+def measure(cfg: Config, shape: Tuple[int, int]) -> Dict[str, Complexity]:
+    """Measures a config's backbone and whole model on one image.
+
+    Args:
+        cfg: The config.
+        shape: Image height and width.
+
+    Returns:
+        ``backbone`` (where the model has one) and ``model``: the latter as
+        used at test time, so without auxiliary heads.
+    """
+    model = build_model(cfg)
+    if getattr(model, 'auxiliary_head', None) is not None:
+        model.auxiliary_head = None
+    image = torch.zeros(1, input_channels(cfg), *shape)
+    found = {}
+    if hasattr(model, 'backbone'):
+        found['backbone'] = measure_complexity(model.backbone, image)
+    found['model'] = measure_complexity(model, image, mode='tensor')
+    return found
+
+
+def table(found: Dict[str, Complexity]) -> List[str]:
+    """The measured numbers as lines of text."""
+    lines = [f'{"":10}{"parameters":>12}{"MACs":>12}{"fused attention":>17}']
+    for name, part in found.items():
+        lines.append(f'{name:10}{part.parameters / 1e6:>10.2f} M'
+                     f'{part.macs / 1e9:>10.3f} G'
+                     f'{part.attention_macs / 1e9:>15.3f} G')
+    return lines
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(argv)
+    cfg = load_model_config(args.config, args.cfg_options)
+    shape = args.shape or training_size(cfg) or DEFAULT_SIZE
+    found = measure(cfg, shape)
+    print(f'config    {args.config}')
+    print(f'image     {input_channels(cfg)} x {shape[0]} x {shape[1]}')
+    print('\n'.join(table(found)))
+    if args.out:
+        content = dict(config=args.config, shape=list(shape))
+        content.update((name, vars(part)) for name, part in found.items())
+        write_json(args.out, content)
+
+
+if __name__ == '__main__':
+    run_tool(main)

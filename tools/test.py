@@ -1,0 +1,167 @@
+"""Test any model of this project: classification or segmentation."""
+import argparse
+import copy
+import json
+import os
+import sys
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv (list[str], optional): Defaults to ``sys.argv``.
+
+    Returns:
+        argparse.Namespace: The options.
+    """
+    from mmengine.config import DictAction
+    parser = argparse.ArgumentParser(description='Test a model')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--work-dir', help='folder for the log (default: as in train.py)')
+    parser.add_argument(
+        '--out',
+        help='FILE.json: the metrics; FILE.pkl: every prediction; anything '
+        'else is a folder for index masks (segmentation)')
+    parser.add_argument(
+        '--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='test-time augmentation with tta_pipeline of the config')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: fp16 on a GPU, bfloat16 on the CPU')
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change the config')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def enable_tta(cfg) -> None:
+    """Wrap the model and switch the test pipeline.
+
+    Args:
+        cfg (Config): Changed in place.
+
+    Raises:
+        UserError: The config has no test-time augmentation.
+    """
+    from mmengine.config import ConfigDict
+
+    from fma_vision.engine import UserError
+    if 'tta_pipeline' not in cfg or 'tta_model' not in cfg:
+        raise UserError('--tta needs tta_model and tta_pipeline in the config')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    # A concatenated set keeps a pipeline in each part.
+    for part in dataset.get('datasets', [dataset]):
+        part.pipeline = copy.deepcopy(cfg.tta_pipeline)
+
+
+def enable_pictures(cfg, show_dir: str) -> None:
+    """Draw every prediction into a folder.
+
+    Args:
+        cfg (Config): Changed in place.
+        show_dir (str): The folder.
+
+    Raises:
+        UserError: The config has no visualization hook.
+    """
+    from fma_vision.engine import UserError
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UserError('--show-dir needs default_hooks.visualization')
+    if hook.type.startswith('Seg'):
+        hook.update(draw=True, interval=1)
+        cfg.visualizer.save_dir = show_dir
+    else:
+        hook.update(enable=True, interval=1, out_dir=show_dir)
+
+
+def test(args: argparse.Namespace) -> dict:
+    """Build the runner of the options and test.
+
+    Args:
+        args (argparse.Namespace): From :func:`parse_args`.
+
+    Returns:
+        dict[str, float]: The metrics.
+    """
+    from fma_vision.engine import (UserError, build_runner, check_checkpoint,
+                                   load_config, prepare, select_device,
+                                   set_work_dir)
+    select_device(args.device)
+    cfg = load_config(args.config, args.cfg_options)
+    set_work_dir(cfg, args.config, args.work_dir)
+    if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
+        raise UserError(f'no checkpoint file {args.checkpoint}')
+    if cfg.get('test_dataloader') is None:
+        raise UserError(f'{args.config} has no test_dataloader')
+    cfg.load_from = args.checkpoint
+    # Averaging hooks have done their work: the checkpoint holds the average.
+    cfg.custom_hooks = [
+        h for h in cfg.get('custom_hooks') or [] if h.get('type') != 'EMAHook'
+    ]
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.tta:
+        enable_tta(cfg)
+    if args.show_dir:
+        enable_pictures(cfg, args.show_dir)
+    masks, suffix = None, os.path.splitext(args.out or '')[1]
+    if args.out and suffix not in ('.json', '.pkl'):
+        masks = args.out
+        evaluators = cfg.test_evaluator
+        evaluators = (
+            evaluators if isinstance(evaluators,
+                                     (list, tuple)) else [evaluators])
+        for evaluator in evaluators:
+            if 'IoU' not in evaluator.type:
+                raise UserError(f'--out {masks} is a folder, which only '
+                                'segmentation writes; give FILE.json or '
+                                'FILE.pkl')
+            evaluator.output_dir = masks
+    prepare(cfg, ('test_dataloader', ), launcher=args.launcher)
+    runner = build_runner(cfg)
+    check_checkpoint(runner.model, args.checkpoint)
+    if suffix == '.pkl':
+        from mmengine.evaluator import DumpResults
+        runner.test_evaluator.metrics.append(DumpResults(args.out))
+    metrics = runner.test()
+    if suffix == '.json' and runner.rank == 0:
+        os.makedirs(os.path.dirname(args.out) or '.', exist_ok=True)
+        with open(args.out, 'w') as file:
+            # float32 numbers carry no more than about seven digits.
+            json.dump({
+                k: round(float(v), 4)
+                for k, v in metrics.items()
+            },
+                      file,
+                      indent=2)
+            file.write('\n')
+    return metrics
+
+
+if __name__ == '__main__':
+    # So that a checkout works without installing it.
+    sys.path.insert(
+        0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from fma_vision.engine import run_tool
+    run_tool(lambda: test(parse_args()))

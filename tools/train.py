@@ -1,0 +1,97 @@
+"""Train any model of this project: classification or segmentation."""
+import argparse
+import os
+import sys
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv (list[str], optional): Defaults to ``sys.argv``.
+
+    Returns:
+        argparse.Namespace: The options.
+    """
+    from mmengine.config import DictAction
+    parser = argparse.ArgumentParser(description='Train a model')
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints (default: work_dir of the '
+        'config, else work_dirs/<config name>)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint with its optimizer and iteration; '
+        'without a value from the latest one in the work folder')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: fp16 on a GPU, bfloat16 on the CPU')
+    parser.add_argument(
+        '--no-validate',
+        action='store_true',
+        help='do not evaluate during training')
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change the config, e.g. train_cfg.max_iters=100 '
+        'train_dataloader.batch_size=4; lists as key="[a,b]"')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def train(args: argparse.Namespace):
+    """Build the runner of the options and train.
+
+    Args:
+        args (argparse.Namespace): From :func:`parse_args`.
+
+    Returns:
+        mmengine.runner.Runner: After the last iteration.
+    """
+    from fma_vision.engine import (UserError, build_runner, load_config,
+                                   prepare, select_device, set_work_dir)
+    select_device(args.device)
+    cfg = load_config(args.config, args.cfg_options)
+    set_work_dir(cfg, args.config, args.work_dir)
+    if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
+        raise UserError(f'{args.config} has no train_dataloader or train_cfg')
+    if args.resume is not None:
+        cfg.resume = True
+        # None lets the runner look for the latest one in the work folder.
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if cfg.get('load_from') and '://' not in cfg.load_from and \
+            not os.path.isfile(cfg.load_from):
+        raise UserError(f'no checkpoint file {cfg.load_from}')
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        # Nothing is measured, so nothing can be the best.
+        cfg.get('default_hooks', {}).get('checkpoint',
+                                         {}).pop('save_best', None)
+    loaders = ('train_dataloader', 'val_dataloader')
+    prepare(cfg, loaders, launcher=args.launcher, amp=args.amp)
+    runner = build_runner(cfg)
+    runner.train()
+    return runner
+
+
+if __name__ == '__main__':
+    # So that a checkout works without installing it.
+    sys.path.insert(
+        0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from fma_vision.engine import run_tool
+    run_tool(lambda: train(parse_args()))

@@ -98,8 +98,11 @@ def write_labelmefacade(root: Path) -> Path:
     return root
 
 
-def write_class_folders(root: Path, folders: Sequence[str], side: int,
-                        splits: dict, suffix: str = '.jpg') -> Path:
+def write_class_folders(root: Path,
+                        folders: Sequence[str],
+                        side: int,
+                        splits: dict,
+                        suffix: str = '.jpg') -> Path:
     """Write ``<split>/<folder>/<image>``.
 
     Args:

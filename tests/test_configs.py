@@ -10,8 +10,8 @@ import torch
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
-from mmengine.registry import (DATASETS, METRICS, MODELS,  # noqa: E402
-                               TRANSFORMS, DefaultScope)
+from mmengine.registry import MODELS  # noqa: E402
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope
 from synthetic import small_config, write_all  # noqa: E402
 
 from fma_vision.engine import load_config  # noqa: E402
@@ -45,8 +45,8 @@ def quick_init(monkeypatch) -> None:
     """Skip drawing random weights, which takes most of a large build."""
     for name in ('trunc_normal_', 'kaiming_normal_', 'kaiming_uniform_',
                  'normal_', 'uniform_', 'xavier_uniform_'):
-        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__:
-                            tensor)
+        monkeypatch.setattr(torch.nn.init, name,
+                            lambda tensor, *_, **__: tensor)
 
 
 def test_every_family_is_there() -> None:

@@ -1,5 +1,6 @@
 # The demo's model. 2,000 batches of eight 256 x 256 crops: about 14 passes
-# over the 1,123 training images, one hour on one CPU core. Change the length with
+# over the 1,123 training images, one hour on one CPU core. Change the length
+# with
 #   --cfg-options train_cfg.max_iters=N
 _base_ = [
     '../_base_/models/fma-nano_fpn.py', '../_base_/datasets/street8.py',

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 # These go to the log file only: hundreds of lines before the first batch.
 _FILE_ONLY = ('\n---', 'Config:\n', 'Hooks will be executed',
               'paramwise_options --', 'Distributed training is not used',
+              'The prefix is not set in metric class',
               '"FileClient" will be deprecated', '"HardDiskBackend" is the')
 
 # Warnings about the host's own defaults, which the configs here mean.

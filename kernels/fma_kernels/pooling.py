@@ -43,7 +43,11 @@ def _block_sum(x: Tensor, blocks: Tuple[int, ...],
     split = [n for size, block in zip(sizes, blocks) for n in (size, block)]
     # [B, size0, block0, (size1, block1), ...] -> sum over the blocks
     x = x.reshape(x.shape[0], *split, *tail)
-    return x.sum(dim=tuple(range(2, 2 + 2 * ndim, 2)))
+    # One axis at a time, the last first: several at once take a path that is
+    # seven times slower on a CPU.
+    for axis in reversed(range(ndim)):
+        x = x.sum(dim=2 + 2 * axis)
+    return x
 
 
 def lattice_to_cells(x: Tensor, grid: Tuple[int, ...], rank: int) -> Tensor:

@@ -8,19 +8,52 @@ from torch.nn import functional as F
 from .tiling import Tiling
 
 
-class Keys(NamedTuple):
-    """Rows to gather: a cell of tokens, or one summary, per row.
+class Rows(NamedTuple):
+    """Keys with their values, to gather: a cell or a summary per row.
 
-    The last row is empty: lists shorter than the longest end with it.
-
-    Attributes:
-        key: ``[heads, rows + 1, tokens a row, head_dim + 1]``. The last
-            channel meets a query channel of ones and holds log(mass), or
-            -inf where there is no real key.
-        value: ``[heads, rows + 1, tokens a row, head_dim]``.
+    One memory block ``[heads, rows + 1, tokens a row, 2 * head_dim + 1]``:
+    the key, a bias, the value. The bias meets a query channel of ones and
+    holds log(mass), or -inf where there is no real key. The last row is
+    empty: lists shorter than the longest end with it.
     """
-    key: Tensor
-    value: Tensor
+    data: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.data.shape[1] - 1
+
+    @property
+    def tokens(self) -> int:
+        return self.data.shape[2]
+
+    @property
+    def _dim(self) -> int:
+        return self.data.shape[3] // 2
+
+    @property
+    def key(self) -> Tensor:
+        """Keys alone, ``[..., head_dim]``."""
+        return self.data[..., :self._dim]
+
+    @property
+    def biased_key(self) -> Tensor:
+        """Keys and bias, ``[..., head_dim + 1]``."""
+        return self.data[..., :self._dim + 1]
+
+    @property
+    def value(self) -> Tensor:
+        """Values, ``[..., head_dim]``."""
+        return self.data[..., self._dim + 1:]
+
+
+def _empty_rows(heads: int, count: int, tokens: int, dim: int,
+                like: Tensor, dtype: torch.dtype) -> Rows:
+    """Uninitialised rows but for the last, which is never attended."""
+    data = torch.empty((heads, count + 1, tokens, 2 * dim + 1), dtype=dtype,
+                       device=like.device)
+    data[:, -1] = 0
+    data[:, -1, :, dim] = -torch.inf
+    return Rows(data)
 
 
 def _pad_grid(x: Tensor, shape: Tuple[int, ...]) -> Tensor:
@@ -83,60 +116,45 @@ def pack_queries(query: Tensor, plan: Tiling, scale: float,
 
 
 def pack_tokens(key: Tensor, value: Tensor, key_mask: Optional[Tensor],
-                plan: Tiling, dtype: torch.dtype) -> Keys:
+                plan: Tiling, dtype: torch.dtype) -> Rows:
     """Keys and values of all tokens, a row for every cell."""
     if key_mask is not None:
         absent = ~key_mask[..., None, None]
         key, value = key.masked_fill(absent, 0), value.masked_fill(absent, 0)
     batch, *grid, heads, dim = key.shape
-    rows = batch * plan.num_cells
-    keys = torch.empty((heads, rows + 1, plan.cell_tokens, dim + 1),
-                       dtype=dtype, device=key.device)
-    values = torch.empty((heads, rows + 1, plan.cell_tokens, dim),
-                         dtype=dtype, device=key.device)
-    to_cells(key, plan, keys[:, :rows, :, :dim])
-    to_cells(value, plan, values[:, :rows])
-    _end_rows(keys, values)
+    count = batch * plan.num_cells
+    rows = _empty_rows(heads, count, plan.cell_tokens, dim, key, dtype)
+    to_cells(key, plan, rows.key[:, :count])
+    to_cells(value, plan, rows.value[:, :count])
 
     padded = [n * width for n, width in zip(plan.grid, plan.cell)]
+    bias = rows.biased_key[:, :count, :, dim]
     if key_mask is None and padded == grid:
-        keys[:, :rows, :, dim] = 0
+        bias.zero_()
     else:
         if key_mask is None:
             key_mask = torch.ones((batch, *grid), dtype=torch.bool,
                                   device=key.device)
-        real = torch.empty((1, rows, plan.cell_tokens, 1), dtype=dtype,
+        real = torch.empty((1, count, plan.cell_tokens, 1), dtype=dtype,
                            device=key.device)
         to_cells(key_mask[..., None, None].to(dtype), plan, real)
-        keys[:, :rows, :, dim] = real[..., 0].log()  # 0 or -inf
-    return Keys(keys, values)
+        bias.copy_(real[..., 0].log())  # 0 or -inf
+    return rows
 
 
 def pack_summaries(key: Tensor, value: Tensor, mass: Tensor, use_mass: bool,
-                   dtype: torch.dtype) -> Keys:
+                   dtype: torch.dtype) -> Rows:
     """Summaries ``[B, M, heads, c]`` with masses ``[B or 1, M]``, a row each.
     """
     batch, count, heads, dim = key.shape
-    rows = batch * count
     mass = mass.expand(batch, -1)
     absent = (mass == 0)[..., None, None]
-    keys = torch.empty((heads, rows + 1, 1, dim + 1), dtype=dtype,
-                       device=key.device)
-    values = torch.empty((heads, rows + 1, 1, dim), dtype=dtype,
-                         device=key.device)
-    for out, x in ((keys[..., :dim], key), (values, value)):
+    rows = _empty_rows(heads, batch * count, 1, dim, key, dtype)
+    for out, x in ((rows.key, key), (rows.value, value)):
         # What is absent may hold anything, even NaN.
         x = x.masked_fill(absent, 0).flatten(0, 1)
-        out[:, :rows, 0].copy_(x.transpose(0, 1))
+        out[:, :-1, 0].copy_(x.transpose(0, 1))
     bias = mass.to(dtype).log() if use_mass else torch.zeros_like(
         mass, dtype=dtype).masked_fill(mass == 0, -torch.inf)
-    keys[:, :rows, 0, dim] = bias.flatten()
-    _end_rows(keys, values)
-    return Keys(keys, values)
-
-
-def _end_rows(keys: Tensor, values: Tensor) -> None:
-    """The empty row after the last: never attended."""
-    keys[:, -1] = 0
-    keys[:, -1, :, -1] = -torch.inf
-    values[:, -1] = 0
+    rows.biased_key[:, :-1, 0, dim] = bias.flatten()
+    return rows

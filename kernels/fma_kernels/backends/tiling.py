@@ -1,16 +1,17 @@
 """Query tiles and their key lists, as index tables for the blocked backend.
 
-A *tile* is the queries that share their lists: one leaf cell, or one parent
-cell where leaves are too small to keep matrix products busy. Tiles that
-belong to one parent form a *group*, which shares the lists of levels 2 and
-up. Cells are numbered group by group, so that the tokens of a group are
-contiguous.
+A *tile* is the queries that share their near field: one leaf cell, or one
+parent cell where leaves are too small to keep matrix products busy. The
+tiles of one parent form a *group*, which shares one list of summaries: those
+of level 1 are the union over its leaves, hidden where a leaf keeps them
+finer; those above are the same for all. Cells are numbered group by group,
+so that the tokens of a group are contiguous.
 """
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import prod
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -30,8 +31,8 @@ class KeyList:
         per_group: whether the rows of ``index`` are groups, not tiles.
         index: int64 ``[tiles or groups, length]``, -1 where a list is
             shorter than the longest.
-        hidden: bool ``[queries of a tile, keys]`` that a tile of several
-            cells hides from some of its queries; or None.
+        hidden: bool ``[queries, keys]`` of a tile or group: the first keys
+            of the list that only some of its queries see; or None.
         diagonal: for causal tokens, the place of the first key relative to
             the tile's first query; keys right of a query are hidden.
     """
@@ -155,48 +156,49 @@ def _full_attention(hierarchy: Hierarchy) -> Tiling:
     return Tiling(hierarchy.shape, ones, ones, 1, (tokens, ))
 
 
-def _leaf_lists(hierarchy: Hierarchy, cells: Tensor,
-                number) -> Tuple[KeyList, KeyList]:
-    """Tokens and level-1 summaries of tiles that are leaf cells."""
-    causal = hierarchy.causal
-    # Causal: the cell to the left, then the own one up to the diagonal.
-    near = cells[:, None] + _window(-1, 1 if causal else 2, hierarchy.ndim)
-    index = number(near).masked_fill(~_inside(near, hierarchy.leaf_grid), -1)
-    diagonal = -hierarchy.cell_size if causal else None
-    return (KeyList('tokens', False, index, diagonal=diagonal),
-            KeyList('summaries', False, _exact_list(hierarchy, 1, cells)))
+def _near_list(hierarchy: Hierarchy, leaves: Tensor, groups: Tensor,
+               number: Callable[[Tensor], Tensor],
+               as_parent: bool) -> KeyList:
+    """Tokens around tiles that are leaves, or whole groups of leaves."""
+    m, d, causal = hierarchy.cell_size, hierarchy.ndim, hierarchy.causal
+    high = 3 if as_parent else 2
+    # Causal: nothing right of the tile.
+    window = _window(-1, high - causal, d)
+    first = 2 * groups if as_parent else leaves
+    cells = first[:, None] + window
+    index = number(cells).masked_fill(
+        ~_inside(cells, hierarchy.leaf_grid), -1)
+    hidden = None
+    if as_parent:
+        far = _distance(window, _window(0, 2, d)[:, None]) > 1
+        hidden = far.repeat_interleave(m**d, 0).repeat_interleave(m**d, 1)
+    return KeyList('tokens', False, index, hidden, -m if causal else None)
 
 
-def _parent_lists(hierarchy: Hierarchy, parents: Tensor,
-                  number) -> Tuple[KeyList, KeyList]:
-    """The same for tiles that are parent cells: unions, partly hidden."""
-    d, m = hierarchy.ndim, hierarchy.cell_size
-    grid = hierarchy.leaf_grid
-    children = _window(0, 2, d)  # offsets from the tile's first leaf
-    near_window, far_window = _window(-1, 3, d), _window(-2, 4, d)
-
-    def index_of(window: Tensor, numbering) -> Tensor:
-        cells = 2 * parents[:, None] + window
-        return numbering(cells).masked_fill(~_inside(cells, grid), -1)
-
-    def hide(window: Tensor, wrong, keys_per_cell: int) -> Tensor:
-        """[children, cells] -> [queries of the tile, keys]"""
-        hidden = wrong(_distance(window, children[:, None]))
-        return hidden.repeat_interleave(m**d, 0).repeat_interleave(
-            keys_per_cell, 1)
-
-    near_hidden = hide(near_window, lambda gap: gap > 1, m**d)
-    far_hidden = hide(far_window, lambda gap: gap <= 1, hierarchy.num_parts)
-    if hierarchy.causal:
-        right = far_window[:, 0] >= children
-        far_hidden |= right.repeat_interleave(m, 0).repeat_interleave(
-            hierarchy.num_parts, 1)
-    far = _expand_parts(
-        index_of(far_window, lambda cells: _flatten(cells, grid)), hierarchy,
-        1)
-    return (KeyList('tokens', False, index_of(near_window, number),
-                    near_hidden, -m if hierarchy.causal else None),
-            KeyList('summaries', False, far, far_hidden))
+def _far_list(hierarchy: Hierarchy, groups: Tensor) -> KeyList:
+    """Summaries of every level around groups of 2 ** d leaves."""
+    m, d, causal = hierarchy.cell_size, hierarchy.ndim, hierarchy.causal
+    children = _window(0, 2, d)  # offsets from the group's first leaf
+    window = _window(-2, 4, d)
+    finer = _distance(window, children[:, None]) <= 1  # [children, cells]
+    if causal:
+        finer |= window[:, 0] >= children
+    # What no child sees need not be gathered.
+    window, finer = window[~finer.all(0)], finer[:, ~finer.all(0)]
+    hidden = finer.repeat_interleave(m**d, 0).repeat_interleave(
+        hierarchy.num_parts, 1)
+    cells = 2 * groups[:, None] + window
+    first = _flatten(cells, hierarchy.leaf_grid).masked_fill(
+        ~_inside(cells, hierarchy.leaf_grid), -1)
+    upper = [
+        _exact_list(hierarchy, level, groups >> (level - 2))
+        for level in range(2, hierarchy.num_levels + 1)
+    ]
+    index = torch.cat([
+        _expand_parts(first, hierarchy, 1),
+        _compress(torch.cat(upper, dim=1))
+    ], dim=1)
+    return KeyList('summaries', True, index, hidden)
 
 
 @lru_cache(maxsize=64)
@@ -205,29 +207,23 @@ def tiling(hierarchy: Hierarchy) -> Tiling:
     levels, d = hierarchy.num_levels, hierarchy.ndim
     if levels == 0:
         return _full_attention(hierarchy)
+    # With one level only, the top list depends on the leaf: no parents.
     side = 2 if levels > 1 else 1
     group = (side, ) * d
     grid = tuple(-(-size // side) * side for size in hierarchy.leaf_grid)
     groups = _grid_points(tuple(size // side for size in grid))
+    # [groups, 1, d] * side + [children, d] -> leaves in group order
+    leaves = (groups[:, None] * side + _window(0, side, d)).flatten(0, 1)
+    as_parent = levels > 1 and hierarchy.cell_size**d < _MIN_TILE
 
     def number(cells: Tensor) -> Tensor:
         return _cell_number(cells, grid, group)
 
-    # With one level only, the top list depends on the leaf: no parents.
-    as_parent = levels > 1 and hierarchy.cell_size**d < _MIN_TILE
-    if as_parent:
-        lists = _parent_lists(hierarchy, groups, number)
+    near = _near_list(hierarchy, leaves, groups, number, as_parent)
+    if levels == 1:
+        far = KeyList('summaries', True, _exact_list(hierarchy, 1, leaves))
     else:
-        # [groups, 1, d] * side + [children, d] -> leaves in group order
-        leaves = (groups[:, None] * side + _window(0, side, d)).flatten(0, 1)
-        lists = _leaf_lists(hierarchy, leaves, number)
-    upper = [
-        _exact_list(hierarchy, level, groups >> (level - 2))
-        for level in range(2, levels + 1)
-    ]
-    if upper:
-        index = _compress(torch.cat(upper, dim=1))
-        lists += (KeyList('summaries', True, index), )
+        far = _far_list(hierarchy, groups)
     return Tiling((hierarchy.cell_size, ) * d, grid, group,
                   side**d if as_parent else 1,
-                  tuple(part for part in lists if part.index.shape[1]))
+                  tuple(x for x in (near, far) if x.index.shape[1]))

@@ -3,9 +3,9 @@
 Tokens are copied once into cell order (``packing.py``), so that the keys of
 a tile are gathered as whole contiguous cells. A *chunk* of tiles then runs
 through batched matrix products into logits of bounded size, one matrix per
-key list: near tokens, level-1 summaries, all higher levels. They share one
-softmax. The backward pass recomputes the weights from lse, and adds the
-gradients of gathered keys back row by row, always in the same order.
+key list: near tokens and far summaries. They share one softmax. The backward
+pass recomputes the weights from lse, and adds the gradients of gathered keys
+back row by row, always in the same order.
 """
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..dropout import keep_mask
 from ..geometry import Hierarchy
 from ..pooling import accumulation_dtype
-from .packing import (Keys, from_cells, pack_queries, pack_summaries,
+from .packing import (Rows, from_cells, pack_queries, pack_summaries,
                       pack_tokens, to_cells)
 from .tiling import KeyList, tiling
 
@@ -27,13 +27,13 @@ CHUNK_ELEMENTS = 3 << 20
 class Chunk(NamedTuple):
     """Some heads and groups, with the keys of their lists.
 
-    ``keys[i]`` is ``[heads * tiles (or groups), length, channels]``.
+    Per list, ``indices`` holds the rows gathered and ``keys`` the result,
+    ``[heads * tiles (or groups), 1, keys, channels]``.
     """
     heads: slice
     groups: slice
     indices: List[Tensor]
-    keys: List[Tensor]
-    values: List[Tensor]
+    keys: List[Rows]
 
 
 class Problem:
@@ -62,7 +62,7 @@ class Problem:
         self.scale, self.dropout_p, self.seed = scale, dropout_p, seed
         self.buffers = buffers
         self.query = pack_queries(query, self.plan, scale, self.acc)
-        self.sources: Dict[str, Keys] = {
+        self.sources: Dict[str, Rows] = {
             'tokens':
             pack_tokens(key, value, key_mask, self.plan, self.acc),
             'summaries':
@@ -71,7 +71,7 @@ class Problem:
         }
         self.lists = self.plan.lists
         self.lengths = [
-            part.index.shape[1] * self.sources[part.source].key.shape[2]
+            part.index.shape[1] * self.sources[part.source].tokens
             for part in self.lists
         ]
         self.indices = [self._batched(part) for part in self.lists]
@@ -84,7 +84,7 @@ class Problem:
     def _batched(self, part: KeyList) -> Tensor:
         """Rows to gather for every tile (or group) of the whole batch."""
         index = part.index.to(self.device)
-        rows = self.sources[part.source].key.shape[1] - 1
+        rows = self.sources[part.source].count
         steps = torch.arange(self.batch, device=self.device)
         steps = steps * (rows // self.batch)
         batched = index + steps[:, None, None]
@@ -108,6 +108,11 @@ class Problem:
             self.workspace[name] = held
         return held[:size].view(shape)
 
+    def release(self) -> None:
+        """Frees what chunks need, before results are laid out."""
+        self.sources.clear()
+        self.workspace.clear()
+
     # ------------------------------------------------------------ chunks
     def _cut(self) -> Tuple[int, int, int]:
         """Heads, groups and rows of a tile that fit the budget at once."""
@@ -130,25 +135,22 @@ class Problem:
             head = slice(h, min(h + heads, self.heads))
             for g in range(0, self.batch * self.plan.num_groups, groups):
                 stop = min(g + groups, self.batch * self.plan.num_groups)
-                indices, keys, values = [], [], []
+                indices, keys = [], []
                 for i, part in enumerate(self.lists):
                     step = 1 if part.per_group else tiles
                     index = self.indices[i][g * step:stop * step]
-                    source = self.sources[part.source]
+                    rows = self.sources[part.source].data[head]
                     indices.append(index.reshape(-1))
-                    keys.append(self._gather(f'key{i}', source.key[head],
-                                             index))
-                    values.append(
-                        self._gather(f'value{i}', source.value[head], index))
-                yield Chunk(head, slice(g, stop), indices, keys, values)
+                    keys.append(self._gather(f'keys{i}', rows, index))
+                yield Chunk(head, slice(g, stop), indices, keys)
 
-    def _gather(self, name: str, rows: Tensor, index: Tensor) -> Tensor:
-        """``[heads, rows, t, c]`` -> ``[heads * n, length * t, c]``."""
+    def _gather(self, name: str, rows: Tensor, index: Tensor) -> Rows:
+        """``[heads, rows, t, c]`` -> ``[heads * n, 1, length * t, c]``."""
         heads, _, tokens, channels = rows.shape
         count, length = index.shape
         out = self.buffer(name, heads, count * length, tokens, channels)
         torch.index_select(rows, 1, index.reshape(-1), out=out)
-        return out.view(heads * count, length * tokens, channels)
+        return Rows(out.view(heads * count, 1, length * tokens, channels))
 
     def row_blocks(self) -> Iterator[slice]:
         """Queries of a tile, all at once where they fit."""
@@ -176,15 +178,15 @@ class Problem:
 
         Args:
             left: ``[batches, rows, channels]``, a batch for every tile.
-            right: per list ``[batches, keys, channels]``.
+            right: per list ``[batches, 1, keys, channels]``.
 
         Returns:
             Per list ``[batches, rows, keys]``, scratch memory.
         """
         found = []
         for i, (part, x) in enumerate(zip(self.lists, right)):
-            out = self.buffer(f'{name}{i}', *left.shape[:2], x.shape[1])
-            torch.bmm(self._batches(part, left), x.transpose(1, 2),
+            out = self.buffer(f'{name}{i}', *left.shape[:2], x.shape[2])
+            torch.bmm(self._batches(part, left), x[:, 0].transpose(1, 2),
                       out=self._batches(part, out))
             found.append(out)
         return found
@@ -192,10 +194,15 @@ class Problem:
     def logits(self, query: Tensor, chunk: Chunk,
                rows: slice) -> List[Tensor]:
         """Logits of some rows of a chunk's tiles; -inf where hidden."""
-        found = self.products('logits', query, chunk.keys)
+        found = self.products('logits', query,
+                              [keys.biased_key for keys in chunk.keys])
         for part, hidden, out in zip(self.lists, self.hidden, found):
             if hidden is not None:
-                out.masked_fill_(hidden[rows], -torch.inf)
+                # [queries, keys] -> the rows at hand, as in ``out``
+                mask = hidden.view(-1, self.plan.tile_tokens,
+                                   hidden.shape[1])[:, rows]
+                seen = out.view(-1, mask.shape[0], *out.shape[1:])
+                seen[..., :mask.shape[2]].masked_fill_(mask, -torch.inf)
             if part.diagonal is not None:
                 row = torch.arange(rows.start, rows.stop, device=self.device)
                 place = torch.arange(out.shape[-1], device=self.device)
@@ -208,14 +215,14 @@ class Problem:
         """``out = weights @ keys`` summed over the lists.
 
         ``weights`` per list ``[batches, rows, keys]``, ``keys`` per list
-        ``[batches, keys, c]``, ``out [batches, rows, c]``.
+        ``[batches, 1, keys, c]``, ``out [batches, rows, c]``.
         """
         for i, (part, left, x) in enumerate(zip(self.lists, weights, keys)):
             target = self._batches(part, out)
             if i == 0:
-                torch.bmm(self._batches(part, left), x, out=target)
+                torch.bmm(self._batches(part, left), x[:, 0], out=target)
             else:
-                target.baddbmm_(self._batches(part, left), x)
+                target.baddbmm_(self._batches(part, left), x[:, 0])
         return out
 
     # ------------------------------------------------------------ dropout
@@ -294,11 +301,12 @@ def forward(*args) -> Tuple[Tensor, Tensor]:
             for weight, keep in zip(weights, p.keep(chunk, rows) or ()):
                 weight *= keep
             out = p.buffer('out', *query.shape[:2], p.dim)
-            p.weighted(weights, chunk.values, out)
+            p.weighted(weights, [keys.value for keys in chunk.keys], out)
             out /= total.masked_fill(total == 0, 1)
             shape = queries[place].shape[:-1]
             queries[place][..., :p.dim] = out.view(*shape, p.dim)
             lse[place] = (total.log() + pivot).view(*shape, 1)
+    p.release()
     batch, shape = p.batch, p.hierarchy.shape
     out = from_cells(p.query[..., :p.dim], p.plan, batch, shape, p.dtype)
     lse = lse.view(*p.query.shape[:-1], 1)
@@ -328,18 +336,19 @@ def backward(grad_out: Tensor, grad_lse: Tensor,
     lse = _packed(p, lse.masked_fill(lse == -torch.inf, torch.inf)[..., None])
     grad_lse = _packed(p, grad_lse[..., None])
     sums = {
-        name: (torch.zeros_like(source.value), torch.zeros_like(source.value))
+        name: (_zeros_like(source.key), _zeros_like(source.value))
         for name, source in p.sources.items()
     }
     for chunk in p.chunks():
-        bare = [key[..., :dim] for key in chunk.keys]
+        keys = [rows.key for rows in chunk.keys]
+        values = [rows.value for rows in chunk.keys]
         for rows in p.row_blocks():
             place = (chunk.heads, chunk.groups, slice(None), rows)
             query = queries[place].flatten(0, 2)
             grad = grads[place].flatten(0, 2)
             row_lse = lse[place].flatten(0, 2)
             weights = p.logits(query, chunk, rows)
-            slopes = p.products('slopes', grad, chunk.values)
+            slopes = p.products('slopes', grad, values)
             # softmax: w * (slope - sum(w * slope)); lse adds w * grad_lse.
             centre = grad_lse[place].flatten(0, 2).neg()
             keeps = p.keep(chunk, rows) or [None] * len(weights)
@@ -357,10 +366,15 @@ def backward(grad_out: Tensor, grad_lse: Tensor,
                 slope.addcmul_(weight, centre, value=-1)
                 _add_keys(p, chunk, i, 0, slope, query[..., :dim], sums)
             out = p.buffer('out', *query.shape[:2], dim)
-            p.weighted(slopes, bare, out)
+            p.weighted(slopes, keys, out)
             shape = queries[place].shape[:-1]
             queries[place][..., :dim] = out.mul_(p.scale).view(*shape, dim)
     return _unpacked(p, sums)
+
+
+def _zeros_like(x: Tensor) -> Tensor:
+    """Contiguous zeros: ``x`` may be a slice of wider rows."""
+    return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _packed(p: Problem, x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
 """Every config builds; every config of a small real set also runs."""
+# Hosts are optional, so their imports follow importorskip.
+# flake8: noqa: E402
 
 import copy
 import math
@@ -10,11 +12,11 @@ import torch
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
-from mmengine.registry import MODELS  # noqa: E402
-from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope
-from synthetic import small_config, write_all  # noqa: E402
+from mmengine.registry import (DATASETS, METRICS, MODELS, TRANSFORMS,
+                               DefaultScope)
+from synthetic import small_config, write_all
 
-from fma_vision.engine import load_config  # noqa: E402
+from fma_vision.engine import load_config
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs'

@@ -1,10 +1,20 @@
 """Reading a config file for a tool."""
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 from fma_vision import registry  # noqa: F401  silences the hosts' imports
 
 from mmengine.config import Config  # isort: skip
+
+# Warnings about the host's own defaults, which the configs here mean.
+_EXPECTED_WARNINGS = ('Default ``avg_non_ignore`` is False',
+                      'The draw is False, it means that the hook',
+                      '`build_loss` function will be deprecated',
+                      "'pin_memory' argument is set as true",
+                      'The shape of value will convert from',
+                      '`reduce_zero_label` will be deprecated',
+                      "Only use 'alpha' for pillow backend")
 
 
 class UserError(Exception):
@@ -27,6 +37,8 @@ def load_config(path: str,
     """
     if not Path(path).is_file():
         raise UserError(f'no config file {path}')
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings('ignore', message=message)
     if Path(path).suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise UserError(f'config {path} has suffix {Path(path).suffix!r}; '
                         'allowed are .py, .json, .yaml and .yml')

@@ -7,6 +7,8 @@ row-major order, then the packed summaries.
 
 The mixing steps are the public-domain 32-bit finaliser of MurmurHash3.
 """
+from typing import Union
+
 import torch
 from torch import Tensor
 
@@ -22,11 +24,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def keep_mask(seed: int, p: float, row: Tensor, key: Tensor) -> Tensor:
+def keep_mask(seed: Union[int, Tensor], p: float, row: Tensor, key: Tensor) -> Tensor:
     """Which weights survive.
 
     Args:
-        seed: any integer; its low 64 bits count.
+        seed: an integer below 2 ** 63 (or an int64 scalar tensor).
         p: probability of dropping, in [0, 1).
         row: int64, ``(batch * heads + head) * num_tokens + query``.
         key: int64, token or ``num_tokens`` + packed summary; broadcasts

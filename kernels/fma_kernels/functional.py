@@ -86,7 +86,10 @@ def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
     if key_mask is not None:
         # A masked token still asks, but what is not a number asks nothing.
         query = torch.where(key_mask[..., None, None], query,
-                            query.nan_to_num())
+                            query.nan_to_num(0.0, 0.0, 0.0))
+    if dropout_seed is not None:
+        # One number for every backend: the core op holds it in an int64.
+        dropout_seed %= 2**63
     if backend == 'naive':
         if dropout_p > 0 and dropout_seed is None:
             dropout_seed = draw_seed()
@@ -125,7 +128,7 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
     if dropout_p > 0:
         # A tensor, so that a compiled graph draws anew at every call.
         seed = (torch.randint(0, 2**31 - 1, ()) if dropout_seed is None else
-                torch.tensor(dropout_seed % 2**63))
+                torch.tensor(dropout_seed))
     return attention(query, key, value, packed(key, key_summaries),
                      packed(value, value_summaries), counts, key_mask, seed,
                      geometry.cell_size, geometry.num_levels, geometry.rank,

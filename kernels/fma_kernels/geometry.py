@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from math import ceil, log2, prod
+from operator import index
 from typing import List, NamedTuple, Optional, Tuple
 
 import torch
@@ -52,6 +53,10 @@ def auto_num_levels(shape: Tuple[int, ...], cell_size: int) -> int:
     return max(ceil(log2(side / 4)), 0) + 1
 
 
+# Cells beyond 2 ** 31 leaf cells a side would overflow 64-bit coordinates.
+_MAX_LEVELS = 32
+
+
 def _check_int(name: str, value, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f'{name} must be an int, got {value!r} of type '
@@ -85,10 +90,15 @@ class Hierarchy:
     auto_levels: bool = field(init=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
-        shape = tuple(int(size) for size in self.shape)
+        try:
+            # index() takes NumPy and symbolic integers, but no floats.
+            shape = tuple(index(size) for size in self.shape)
+        except TypeError:
+            raise TypeError('shape must be a tuple of ints, (n,) or (H, W), '
+                            f'got {self.shape!r}') from None
         if len(shape) not in (1, 2) or min(shape) < 1:
             raise ValueError('shape must be (n,) or (H, W) with positive '
-                             f'sizes, got {tuple(self.shape)}')
+                             f'sizes, got {shape}')
         object.__setattr__(self, 'shape', shape)
         _check_int('cell_size', self.cell_size, 1)
         _check_int('rank', self.rank, 1)
@@ -101,6 +111,9 @@ class Hierarchy:
                                auto_num_levels(shape, self.cell_size))
         else:
             _check_int('num_levels', self.num_levels, 0)
+            if self.num_levels > _MAX_LEVELS:
+                raise ValueError(f'num_levels must be at most {_MAX_LEVELS}, '
+                                 f'got {self.num_levels}')
         if self.causal and len(shape) != 1:
             raise ValueError('causal is defined for 1D grids only, got shape '
                              f'{shape}')
@@ -243,10 +256,7 @@ class Hierarchy:
     @property
     def visited_pairs(self) -> int:
         """(query, key) and (query, summary) pairs by the definition."""
-        if self.num_levels == 0:
-            n = self.num_tokens
-            return n * (n + 1) // 2 if self.causal else n * n
-        pairs = self._near_pairs()
+        pairs = self.near_pairs
         for level in range(1, self.num_levels + 1):
             pairs += self._far_pairs(level)
         return pairs
@@ -261,7 +271,12 @@ class Hierarchy:
         starts = torch.arange(-(-size // width)) * width
         return (size - starts).clamp(max=width)
 
-    def _near_pairs(self) -> int:
+    @property
+    def near_pairs(self) -> int:
+        """(query, token) pairs of the near field."""
+        if self.num_levels == 0:
+            n = self.num_tokens
+            return n * (n + 1) // 2 if self.causal else n * n
         if self.causal:
             token = torch.arange(self.shape[0])
             first = (token // self.cell_size - 1).clamp(min=0)

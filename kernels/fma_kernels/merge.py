@@ -24,8 +24,14 @@ def merge(outputs: Sequence[Tensor],
         raise ValueError('outputs and lses must be equally many and not '
                          f'empty, got {len(outputs)} and {len(lses)}')
     stacked = torch.stack(tuple(lses))  # [sets, ..., heads]
-    lse = torch.logsumexp(stacked, dim=0)
-    # A finite pivot keeps -inf - -inf out of values and gradients.
-    pivot = lse.masked_fill(lse == -torch.inf, 0)
-    weights = torch.exp(stacked - pivot)[..., None].to(outputs[0].dtype)
+    # A finite pivot keeps -inf - -inf out of values and gradients; that of
+    # torch.logsumexp is NaN where every set is empty.
+    pivot = stacked.detach().amax(0).clamp(
+        min=torch.finfo(stacked.dtype).min)
+    weights = torch.exp(stacked - pivot)
+    total = weights.sum(0)
+    empty = total == 0
+    total = total.masked_fill(empty, 1)
+    lse = (total.log() + pivot).masked_fill(empty, -torch.inf)
+    weights = (weights / total)[..., None].to(outputs[0].dtype)
     return sum(w * out for w, out in zip(weights, outputs)), lse

@@ -20,6 +20,16 @@ def _hierarchy(query: Tensor, cell_size: int, num_levels: int, rank: int,
     return hierarchy(shape, cell_size, num_levels, rank, causal)
 
 
+def _empty_outputs(query: Tensor) -> Tuple[Tensor, Tensor]:
+    lse = query.new_empty(query.shape[:-1],
+                          dtype=accumulation_dtype(query.dtype))
+    return query.new_empty(query.shape), lse
+
+
+def _empty_grads(*inputs: Tensor) -> Tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in inputs)
+
+
 @torch.library.custom_op('fma_kernels::attention', mutates_args=())
 def attention(query: Tensor, key: Tensor, value: Tensor,
               key_summaries: Tensor, value_summaries: Tensor, mass: Tensor,
@@ -42,6 +52,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor,
         Output like ``query``, and lse ``[B, *grid, heads]`` in float32
         (float64 for float64).
     """
+    if not query.shape[0]:  # nothing to tile
+        return _empty_outputs(query)
     return BACKENDS[backend].forward(
         query, key, value, key_summaries, value_summaries, mass, key_mask,
         _hierarchy(query, cell_size, num_levels, rank, causal), use_mass,
@@ -52,9 +64,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor,
 def _(query, key, value, key_summaries, value_summaries, mass, key_mask, seed,
       cell_size, num_levels, rank, causal, use_mass, scale, dropout_p,
       backend):
-    lse = query.new_empty(query.shape[:-1],
-                          dtype=accumulation_dtype(query.dtype))
-    return query.new_empty(query.shape), lse
+    return _empty_outputs(query)
 
 
 @torch.library.custom_op('fma_kernels::attention_backward', mutates_args=())
@@ -66,6 +76,9 @@ def attention_backward(
         causal: bool, use_mass: bool, scale: float, dropout_p: float,
         backend: str) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, key and value summaries."""
+    if not query.shape[0]:
+        return _empty_grads(query, key, value, key_summaries,
+                            value_summaries)
     grads = BACKENDS[backend].backward(
         grad_out, grad_lse, query, key, value, key_summaries,
         value_summaries, mass, key_mask,
@@ -79,9 +92,7 @@ def attention_backward(
 def _(grad_out, grad_lse, query, key, value, key_summaries, value_summaries,
       mass, key_mask, seed, lse, cell_size, num_levels, rank, causal,
       use_mass, scale, dropout_p, backend):
-    return tuple(
-        x.new_empty(x.shape)
-        for x in (query, key, value, key_summaries, value_summaries))
+    return _empty_grads(query, key, value, key_summaries, value_summaries)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -96,6 +107,9 @@ def _backward(ctx, grad_out, grad_lse):
         grad_out = torch.zeros_like(tensors[0])
     if grad_lse is None:
         grad_lse = torch.zeros_like(lse)
+    # A query without any key has no gradient, whatever arrives: the slope
+    # of a log-sum-exp of nothing is NaN in many a caller's graph.
+    grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0)
     grads = attention_backward(grad_out, grad_lse, *tensors, lse,
                                *ctx.options)
     return (*grads, *[None] * (3 + len(ctx.options)))

@@ -1,4 +1,6 @@
 """The small classification sets: labels, lengths and clear errors."""
+# Hosts are optional, so their imports follow importorskip.
+# flake8: noqa: E402
 
 import gzip
 import shutil
@@ -9,14 +11,14 @@ import pytest
 
 pytest.importorskip('mmpretrain')
 
-from mmengine.registry import DATASETS, DefaultScope  # noqa: E402
-from synthetic import write_class_folders  # noqa: E402
-from synthetic import idx_bytes, write_fashion_mnist, write_tiny_imagenet
+from mmengine.registry import DATASETS, DefaultScope
+from synthetic import (idx_bytes, write_class_folders, write_fashion_mnist,
+                       write_tiny_imagenet)
 
-from fma_vision.datasets import CIFAR10FolderDataset  # noqa: E402
-from fma_vision.datasets import FashionMNISTDataset, TinyImageNet100Dataset
-from fma_vision.datasets.classification import CIFAR10_CLASSES  # noqa: E402
-from fma_vision.datasets.idx import read_idx  # noqa: E402
+from fma_vision.datasets import (CIFAR10FolderDataset, FashionMNISTDataset,
+                                 TinyImageNet100Dataset)
+from fma_vision.datasets.classification import CIFAR10_CLASSES
+from fma_vision.datasets.idx import read_idx
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,6 @@
 """SubsetIoUMetric against counts done by hand."""
+# Hosts are optional, so their imports follow importorskip.
+# flake8: noqa: E402
 
 import math
 
@@ -7,7 +9,7 @@ import torch
 
 pytest.importorskip('mmseg')
 
-from fma_vision.datasets import SubsetIoUMetric  # noqa: E402
+from fma_vision.datasets import SubsetIoUMetric
 
 
 def sample(subset: str, prediction: list, label: list) -> dict:

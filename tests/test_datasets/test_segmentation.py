@@ -1,4 +1,6 @@
 """The small segmentation sets: labels, splits and clear errors."""
+# Hosts are optional, so their imports follow importorskip.
+# flake8: noqa: E402
 
 import shutil
 from pathlib import Path
@@ -9,14 +11,12 @@ from PIL import Image
 
 pytest.importorskip('mmseg')
 
-from mmengine.registry import DATASETS, DefaultScope  # noqa: E402
-from synthetic import write_image  # noqa: E402
-from synthetic import (LISTS, SEG_SIDE, write_labelmefacade, write_mask,
-                       write_paired)
+from mmengine.registry import DATASETS, DefaultScope
+from synthetic import (LISTS, SEG_SIDE, write_image, write_labelmefacade,
+                       write_mask, write_paired)
 
-from fma_vision.datasets import CamVidDataset  # noqa: E402
-from fma_vision.datasets import (CamVidStreet8Dataset, DubaiAerialDataset,
-                                 LabelMeFacadeDataset)
+from fma_vision.datasets import (CamVidDataset, CamVidStreet8Dataset,
+                                 DubaiAerialDataset, LabelMeFacadeDataset)
 
 PREFIX = dict(img_path='images/training', seg_map_path='annotations/training')
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]

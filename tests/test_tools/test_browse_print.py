@@ -1,4 +1,6 @@
 """tools/analysis_tools/browse_dataset.py and tools/misc/print_config.py."""
+# Hosts are optional, so their imports follow importorskip.
+# flake8: noqa: E402
 
 import os
 import subprocess
@@ -12,11 +14,10 @@ from PIL import Image
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
-from synthetic import write_fashion_mnist  # noqa: E402
-from synthetic import SEG_SIDE, write_paired
+from synthetic import SEG_SIDE, write_fashion_mnist, write_paired
 
-from fma_vision.datasets import CamVidDataset  # noqa: E402
-from fma_vision.engine import UserError, load_config  # noqa: E402
+from fma_vision.datasets import CamVidDataset
+from fma_vision.engine import UserError, load_config
 
 ROOT = Path(__file__).parents[2]
 SEG = str(next((ROOT / 'configs/camvid').glob('fma-nano*.py')))

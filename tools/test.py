@@ -1,7 +1,6 @@
 """Test any model of this project: classification or segmentation."""
 import argparse
 import copy
-import json
 import os
 import sys
 
@@ -107,6 +106,8 @@ def test(args: argparse.Namespace) -> dict:
     from fma_vision.engine import (UserError, build_runner, check_checkpoint,
                                    load_config, prepare, select_device,
                                    set_work_dir)
+    from fma_vision.utils.environment import collect_environment
+    from fma_vision.utils.files import write_json
     select_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.config, args.work_dir)
@@ -146,16 +147,18 @@ def test(args: argparse.Namespace) -> dict:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
     metrics = runner.test()
     if suffix == '.json' and runner.rank == 0:
-        os.makedirs(os.path.dirname(args.out) or '.', exist_ok=True)
-        with open(args.out, 'w') as file:
-            # float32 numbers carry no more than about seven digits.
-            json.dump({
-                k: round(float(v), 4)
-                for k, v in metrics.items()
-            },
-                      file,
-                      indent=2)
-            file.write('\n')
+        device = next(runner.model.parameters()).device
+        write_json(
+            args.out,
+            dict(
+                config=args.config,
+                checkpoint=args.checkpoint,
+                # float32 numbers carry no more than about seven digits.
+                metrics={
+                    k: round(float(v), 4)
+                    for k, v in metrics.items()
+                },
+                environment=collect_environment(device, runner.seed)))
     return metrics
 
 

@@ -88,12 +88,24 @@ def masses(hierarchy: Hierarchy,
         without a mask.
     """
     if key_mask is None:
-        real = torch.ones((1, *hierarchy.shape), device=device)
-    else:
-        real = key_mask
+        return _masses_of_grid(hierarchy, device)
     # float64 counts exactly, and reduces faster than integers on a CPU.
-    sums = _sums(real.to(torch.float64), hierarchy)
+    sums = _sums(key_mask.to(torch.float64), hierarchy)
     return [level.to(torch.int64) for level in sums]
+
+
+def _masses_of_grid(hierarchy: Hierarchy,
+                    device: Optional[torch.device]) -> List[Tensor]:
+    """Masses where all tokens are real: a product over the axes."""
+    found = []
+    for grid, width in zip(hierarchy.grids, hierarchy.widths):
+        side = width // hierarchy.rank
+        lattice = torch.ones((1, ), dtype=torch.int64, device=device)
+        for cells, size in zip(grid, hierarchy.shape):
+            starts = torch.arange(0, cells * width, side, device=device)
+            lattice = lattice[..., None] * (size - starts).clamp(0, side)
+        found.append(lattice_to_cells(lattice, grid, hierarchy.rank))
+    return found
 
 
 def average_pyramid(x: Tensor,

@@ -53,7 +53,10 @@ def assert_close(actual: Tensor,
     """
     rtol, atol = (BACKWARD if grad else FORWARD)[dtype or actual.dtype]
     torch.testing.assert_close(
-        actual.double(), expected.double(), rtol=rtol, atol=atol,
+        actual.double(),
+        expected.double(),
+        rtol=rtol,
+        atol=atol,
         msg=lambda text: f'{what}: {text}')
 
 
@@ -94,8 +97,7 @@ def random_mask(shape: Tuple[int, ...],
                 seed: int = 0) -> Tensor:
     """bool ``[batch, *shape]``, True with probability ``real``."""
     generator = torch.Generator().manual_seed(seed)
-    return (torch.rand((batch, *shape), generator=generator)
-            < real).to(device)
+    return (torch.rand((batch, *shape), generator=generator) < real).to(device)
 
 
 def random_summaries(hierarchy: Hierarchy,

@@ -77,8 +77,7 @@ def slow_fma(query: Tensor,
              scale: Optional[float] = None,
              key_mask: Optional[Tensor] = None,
              near_bias: Optional[Tensor] = None,
-             far_bias: Optional[List[Tensor]] = None
-             ) -> Tuple[Tensor, Tensor]:
+             far_bias: Optional[List[Tensor]] = None) -> Tuple[Tensor, Tensor]:
     """Output ``[B, *grid, heads, head_dim]`` and lse ``[B, *grid, heads]``.
     """
     out = torch.zeros_like(query)
@@ -127,7 +126,6 @@ def slow_fma(query: Tensor,
                 continue
             logits = torch.stack(logits)  # [keys, heads]
             weights = torch.softmax(logits, dim=0)
-            out[(b, *here)] = (weights[..., None] *
-                               torch.stack(values)).sum(0)
+            out[(b, *here)] = (weights[..., None] * torch.stack(values)).sum(0)
             lse[(b, *here)] = torch.logsumexp(logits, dim=0)
     return out, lse

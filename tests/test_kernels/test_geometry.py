@@ -78,8 +78,10 @@ def test_near_field_is_tokens_of_adjacent_leaf_cells(case) -> None:
 def test_interaction_lists_are_symmetric_when_not_causal(case) -> None:
     for level, grid in enumerate(case.grids, 1):
         cells = list(product(*map(range, grid)))
-        lists = {cell: set(case.interaction_list(level, cell))
-                 for cell in cells}
+        lists = {
+            cell: set(case.interaction_list(level, cell))
+            for cell in cells
+        }
         for a, b in product(cells, cells):
             if case.causal:
                 assert not (b in lists[a] and b >= a)
@@ -90,8 +92,10 @@ def test_interaction_lists_are_symmetric_when_not_causal(case) -> None:
 def test_interaction_list_is_bounded_below_the_top(case) -> None:
     bound = {1: 3, 2: 27}[case.ndim]
     for level, grid in list(enumerate(case.grids, 1))[:-1]:
-        sizes = [len(case.interaction_list(level, cell))
-                 for cell in product(*map(range, grid))]
+        sizes = [
+            len(case.interaction_list(level, cell))
+            for cell in product(*map(range, grid))
+        ]
         assert max(sizes) <= bound
 
 
@@ -123,7 +127,8 @@ def test_packed_layout(case) -> None:
     sizes = [prod(grid) * case.rank**case.ndim for grid in case.grids]
     assert list(case.level_sizes) == sizes
     assert list(case.level_starts) == [
-        sum(sizes[:level]) for level in range(len(sizes))]
+        sum(sizes[:level]) for level in range(len(sizes))
+    ]
     assert case.num_summaries == sum(sizes)
     assert case.widths == tuple(case.cell_size * 2**level
                                 for level in range(case.num_levels))
@@ -160,20 +165,21 @@ def test_levels_beyond_need_are_empty() -> None:
         more = Hierarchy(shape, 2, auto.num_levels + 3)
         for level in range(auto.num_levels + 1, more.num_levels + 1):
             grid = more.grids[level - 1]
-            assert not any(more.interaction_list(level, cell)
-                           for cell in product(*map(range, grid)))
+            assert not any(
+                more.interaction_list(level, cell)
+                for cell in product(*map(range, grid)))
         assert more.visited_pairs == auto.visited_pairs
         query = tuple(size // 2 for size in shape)
-        assert set(more.footprint(query).far) == set(
-            auto.footprint(query).far)
+        assert set(more.footprint(query).far) == set(auto.footprint(query).far)
 
 
-def test_linear_growth_of_pairs() -> None:
-    counts = [Hierarchy((side, side), 4).key_count()
-              for side in (64, 128, 256, 512)]
-    # Each doubling adds at most one full interaction list of 27 cells.
-    assert all(0 < b - a <= 27 for a, b in zip(counts, counts[1:]))
-    assert counts[-1] < 9 * 4**2 + 27 * 7
+def test_keys_per_query_grow_with_the_logarithm() -> None:
+    for side in (64, 128, 256, 512):
+        h = Hierarchy((side, side), 4)
+        assert h.key_count() < 9 * 4**2 + 27 * h.num_levels
+    # Twice the side is one more full interaction list, up to borders.
+    small, large = (Hierarchy((side, side), 4) for side in (4096, 8192))
+    assert large.key_count() - small.key_count() == pytest.approx(27, abs=1)
 
 
 def test_footprint_takes_negative_and_bare_indices() -> None:

@@ -56,8 +56,9 @@ def test_gradients_stay_finite_where_all_sets_are_empty() -> None:
 
 
 def test_large_logits_do_not_overflow() -> None:
-    out, lse = merge([torch.ones(1, 1, 1), torch.zeros(1, 1, 1)],
-                     [torch.tensor([[1e4]]), torch.tensor([[1e4]])])
+    out, lse = merge(
+        [torch.ones(1, 1, 1), torch.zeros(1, 1, 1)],
+        [torch.tensor([[1e4]]), torch.tensor([[1e4]])])
     assert out.item() == pytest.approx(0.5)
     assert lse.item() == pytest.approx(1e4 + 0.6931, abs=1e-2)
 

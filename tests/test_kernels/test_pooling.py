@@ -14,8 +14,8 @@ GRIDS = [((23, ), 4, None, 2), ((5, ), 8, 3, 4), ((13, 10), 2, None, 1),
 
 def sub_cells(hierarchy: Hierarchy):
     """(level, index of the summary, token box) of every sub-cell."""
-    for level, (width, grid) in enumerate(
-            zip(hierarchy.widths, hierarchy.grids)):
+    for level, (width,
+                grid) in enumerate(zip(hierarchy.widths, hierarchy.grids)):
         side = width // hierarchy.rank
         for cell in product(*map(range, grid)):
             for part, sub in enumerate(
@@ -35,8 +35,8 @@ def test_mean_and_mass_over_real_tokens(grid, masked) -> None:
     real = torch.ones(2, *shape, dtype=torch.bool) if mask is None else mask
     pyramid = average_pyramid(x, h, mask)
     counts = masses(h, mask)
-    assert [p.shape for p in pyramid] == [
-        (2, *g, h.num_parts, 3, 5) for g in h.grids]
+    assert [p.shape for p in pyramid] == [(2, *g, h.num_parts, 3, 5)
+                                          for g in h.grids]
     seen = [0] * h.num_levels
     for level, index, region in sub_cells(h):
         for b in range(2):
@@ -69,8 +69,7 @@ def test_masked_nan_has_no_effect_and_no_gradient() -> None:
 def test_gradcheck() -> None:
     h = Hierarchy((5, 6), 2, 2, 2)
     mask = random_mask(h.shape)
-    x = torch.randn(1, *h.shape, 1, 1, dtype=torch.float64,
-                    requires_grad=True)
+    x = torch.randn(1, *h.shape, 1, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
         lambda x: tuple(average_pyramid(x, h, mask)), (x, ))
 

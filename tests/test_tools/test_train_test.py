@@ -202,7 +202,7 @@ class TestTest:
                            str(tmp_path), '--out', str(report))
         run_test(tools, trained.seg, trained.seg_ckpt, '--work-dir',
                  str(tmp_path), '--out', str(tmp_path / 'masks'))
-        saved = json.loads(report.read_text())
+        saved = json.loads(report.read_text())['metrics']
         assert set(saved) == {'aAcc', 'mIoU', 'mAcc'} == set(metrics)
         labels, predictions = [], []
         folder = trained.root / 'data/camvid/annotations/validation'
@@ -362,7 +362,9 @@ def test_two_processes(trained, tmp_path) -> None:
                      str(tmp_path), '--device', 'cpu', '--out', str(out),
                      **env)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert set(json.loads(out.read_text())) == {'aAcc', 'mIoU', 'mAcc'}
+    saved = json.loads(out.read_text())
+    assert set(saved['metrics']) == {'aAcc', 'mIoU', 'mAcc'}
+    assert saved['environment']['packages']['torch']
 
 
 @pytest.mark.parametrize('script', ['dist_train', 'dist_test', 'slurm_train'])

@@ -88,17 +88,19 @@ def to_cells(x: Tensor, plan: Tiling, out: Tensor) -> None:
     view.copy_(_pad_grid(x, padded).reshape(view.shape))
 
 
-def from_cells(cells: Tensor, plan: Tiling, batch: int,
-               shape: Tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """The inverse: ``[heads, B * cells, t, c]`` -> ``[B, *grid, heads, c]``.
+def from_cells(cells: Tensor, plan: Tiling, out: Tensor) -> None:
+    """Copies ``[heads, B * cells, t, c]`` into ``out [B, *grid, heads, c]``.
+
+    The inverse of :func:`to_cells`; padding tokens are dropped.
     """
     padded = tuple(n * width for n, width in zip(plan.grid, plan.cell))
+    batch, *shape = out.shape[:-2]
     view = _as_grid(cells, plan, batch)
-    out = torch.empty(view.shape, dtype=dtype, device=cells.device)
-    out = out.copy_(view).view(batch, *padded, *view.shape[-2:])
-    if padded == shape:
-        return out
-    return out[(slice(None), *(slice(size) for size in shape))].contiguous()
+    if padded == tuple(shape):
+        out.view(view.shape).copy_(view)
+        return
+    whole = view.reshape(batch, *padded, *out.shape[-2:])
+    out.copy_(whole[(slice(None), *(slice(size) for size in shape))])
 
 
 def pack_queries(query: Tensor, plan: Tiling, scale: float,

@@ -1,11 +1,12 @@
 """FMA tile by tile in plain PyTorch: any device, bounded memory.
 
-Tokens are copied once into cell order (``packing.py``), so that the keys of
-a tile are gathered as whole contiguous cells. A *chunk* of tiles then runs
-through batched matrix products into logits of bounded size, one matrix per
-key list: near tokens and far summaries. They share one softmax. The backward
-pass recomputes the weights from lse, and adds the gradients of gathered keys
-back row by row, always in the same order.
+Some images and heads at a time, a *slab*, tokens are copied into cell order
+(``packing.py``), so that the keys of a tile are gathered as whole contiguous
+cells. A *chunk* of tiles then runs through batched matrix products into
+logits of bounded size, one matrix per key list: near tokens and far
+summaries. They share one softmax. The backward pass recomputes the weights
+from lse, and adds the gradients of gathered keys back row by row, always in
+the same order.
 """
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -19,8 +20,10 @@ from .packing import (Rows, from_cells, pack_queries, pack_summaries,
                       pack_tokens, to_cells)
 from .tiling import KeyList, tiling
 
-# Elements of a chunk's logits and gathered keys. Measured on two cores:
-# smaller pays for launches, larger falls out of the caches.
+# Elements of a slab's keys and values, and of a chunk's logits and gathered
+# keys. Measured on two cores: smaller pays for launches, larger falls out of
+# the caches and takes fresh pages from the system at every call.
+SLAB_ELEMENTS = 5 << 20
 CHUNK_ELEMENTS = 3 << 20
 
 
@@ -36,10 +39,38 @@ class Chunk(NamedTuple):
     keys: List[Rows]
 
 
+class Slab(NamedTuple):
+    """A range of images and of heads; ``total_heads`` counts all."""
+    images: slice
+    heads: slice
+    total_heads: int
+
+    def cut(self, x: Optional[Tensor]) -> Optional[Tensor]:
+        """The slab's part of ``[B or 1, ..., heads, c]``."""
+        return None if x is None else self.cut_images(x)[..., self.heads, :]
+
+    def cut_images(self, x: Optional[Tensor]) -> Optional[Tensor]:
+        """The slab's part of ``[B or 1, ...]``."""
+        return x if x is None or x.shape[0] == 1 else x[self.images]
+
+
+def slabs(query: Tensor) -> Iterator[Slab]:
+    """Cuts ``[B, *grid, heads, head_dim]`` by heads, then by images."""
+    batch, heads, dim = query.shape[0], query.shape[-2], query.shape[-1]
+    per_head = query[0, ..., 0, 0].numel() * (2 * dim + 1)
+    step = min(max(SLAB_ELEMENTS // per_head, 1), heads)
+    images = max(SLAB_ELEMENTS // (per_head * step), 1)
+    for b in range(0, batch, images):
+        for h in range(0, heads, step):
+            yield Slab(slice(b, min(b + images, batch)),
+                       slice(h, min(h + step, heads)), heads)
+
+
 class Problem:
-    """One call on packed tensors, cut into chunks of bounded memory.
+    """A slab in packed tensors, cut into chunks of bounded memory.
 
     Args:
+        slab: what to take of the tensors that follow.
         query, key, value: ``[B, *grid, heads, head_dim]``.
         key_summaries, value_summaries: ``[B, M_total, heads, head_dim]``.
         mass: int64 ``[B or 1, M_total]``.
@@ -48,13 +79,15 @@ class Problem:
         buffers: logits-sized buffers that the pass holds, for the budget.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor,
+    def __init__(self, slab: Slab, query: Tensor, key: Tensor, value: Tensor,
                  key_summaries: Tensor, value_summaries: Tensor,
                  mass: Tensor, key_mask: Optional[Tensor],
                  hierarchy: Hierarchy, use_mass: bool, scale: float,
                  dropout_p: float, seed: Optional[Tensor],
                  buffers: int) -> None:
-        self.hierarchy, self.plan = hierarchy, tiling(hierarchy)
+        self.slab, self.hierarchy = slab, hierarchy
+        self.plan = tiling(hierarchy)
+        query, key, value = (slab.cut(x) for x in (query, key, value))
         self.batch, self.heads, self.dim = (query.shape[0], query.shape[-2],
                                             query.shape[-1])
         self.dtype, self.device = query.dtype, query.device
@@ -64,10 +97,11 @@ class Problem:
         self.query = pack_queries(query, self.plan, scale, self.acc)
         self.sources: Dict[str, Rows] = {
             'tokens':
-            pack_tokens(key, value, key_mask, self.plan, self.acc),
+            pack_tokens(key, value, slab.cut_images(key_mask), self.plan,
+                        self.acc),
             'summaries':
-            pack_summaries(key_summaries, value_summaries, mass, use_mass,
-                           self.acc)
+            pack_summaries(slab.cut(key_summaries), slab.cut(value_summaries),
+                           slab.cut_images(mass), use_mass, self.acc)
         }
         self.lists = self.plan.lists
         self.lengths = [
@@ -107,11 +141,6 @@ class Problem:
             held = torch.empty(size, dtype=self.acc, device=self.device)
             self.workspace[name] = held
         return held[:size].view(shape)
-
-    def release(self) -> None:
-        """Frees what chunks need, before results are laid out."""
-        self.sources.clear()
-        self.workspace.clear()
 
     # ------------------------------------------------------------ chunks
     def _cut(self) -> Tuple[int, int, int]:
@@ -242,7 +271,9 @@ class Problem:
         head = torch.arange(chunk.heads.start, chunk.heads.stop,
                             device=self.device)
         # [heads, groups, tiles, rows]
-        row = ((image * self.heads + head[:, None]) *
+        image += self.slab.images.start
+        head += self.slab.heads.start
+        row = ((image * self.slab.total_heads + head[:, None]) *
                count)[..., None, None] + query[place][..., rows]
         factors = []
         for column in columns:  # [groups, 1 or tiles, keys]
@@ -280,15 +311,25 @@ class Problem:
         return query, columns
 
 
-def forward(*args) -> Tuple[Tensor, Tensor]:
+def forward(query: Tensor, *args) -> Tuple[Tensor, Tensor]:
     """Output ``[B, *grid, heads, head_dim]`` and lse ``[B, *grid, heads]``.
 
-    Takes the arguments of :class:`Problem` but the last.
+    Takes the arguments of :class:`Problem` between its first and last.
     """
-    p = Problem(*args, buffers=1)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    lse = torch.empty((*query.shape[:-1], 1), device=query.device,
+                      dtype=accumulation_dtype(query.dtype))
+    for slab in slabs(query):
+        _forward(Problem(slab, query, *args, buffers=1), slab.cut(out),
+                 slab.cut(lse))
+    return out, lse.squeeze(-1)
+
+
+def _forward(p: Problem, out: Tensor, lse: Tensor) -> None:
+    """Fills the slab's ``[B, *grid, heads, head_dim]`` and ``[..., 1]``."""
     queries = p.tiles(p.query)
-    # The output takes the place of the queries, row by row.
-    lse = torch.empty((*queries.shape[:-1], 1), dtype=p.acc, device=p.device)
+    row_lse = torch.empty((*queries.shape[:-1], 1), dtype=p.acc,
+                          device=p.device)
     for chunk in p.chunks():
         for rows in p.row_blocks():
             place = (chunk.heads, chunk.groups, slice(None), rows)
@@ -300,17 +341,16 @@ def forward(*args) -> Tuple[Tensor, Tensor]:
                 total += weight.sub_(pivot).exp_().sum(-1, keepdim=True)
             for weight, keep in zip(weights, p.keep(chunk, rows) or ()):
                 weight *= keep
-            out = p.buffer('out', *query.shape[:2], p.dim)
-            p.weighted(weights, [keys.value for keys in chunk.keys], out)
-            out /= total.masked_fill(total == 0, 1)
+            found = p.buffer('out', *query.shape[:2], p.dim)
+            p.weighted(weights, [keys.value for keys in chunk.keys], found)
+            # The output takes the place of the queries, row by row.
             shape = queries[place].shape[:-1]
-            queries[place][..., :p.dim] = out.view(*shape, p.dim)
-            lse[place] = (total.log() + pivot).view(*shape, 1)
-    p.release()
-    batch, shape = p.batch, p.hierarchy.shape
-    out = from_cells(p.query[..., :p.dim], p.plan, batch, shape, p.dtype)
-    lse = lse.view(*p.query.shape[:-1], 1)
-    return out, from_cells(lse, p.plan, batch, shape, p.acc).squeeze(-1)
+            torch.div(found.view(*shape, p.dim),
+                      total.masked_fill(total == 0, 1).view(*shape, 1),
+                      out=queries[place][..., :p.dim])
+            row_lse[place] = (total.log_() + pivot).view(*shape, 1)
+    from_cells(p.query[..., :p.dim], p.plan, out)
+    from_cells(row_lse.view(*p.query.shape[:-1], 1), p.plan, lse)
 
 
 def _row_max(logits: List[Tensor]) -> Tensor:
@@ -321,20 +361,34 @@ def _row_max(logits: List[Tensor]) -> Tensor:
     return pivot.clamp_(min=torch.finfo(pivot.dtype).min)
 
 
-def backward(grad_out: Tensor, grad_lse: Tensor,
+def backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
+             value: Tensor, key_summaries: Tensor, value_summaries: Tensor,
              *args) -> Tuple[Tensor, ...]:
     """Gradients of query, key, value, key and value summaries.
 
-    Takes the arguments of :class:`Problem` but the last, then lse.
+    Takes two gradients, the arguments of :class:`Problem` between its first
+    and last, and lse.
     """
     *args, lse = args
-    p = Problem(*args, buffers=2)
+    inputs = (query, key, value, key_summaries, value_summaries)
+    grads = tuple(
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
+    for slab in slabs(query):
+        _backward(Problem(slab, *inputs, *args, buffers=2),
+                  slab.cut(grad_out), slab.cut(grad_lse[..., None]),
+                  slab.cut(lse[..., None]), [slab.cut(x) for x in grads])
+    return grads
+
+
+def _backward(p: Problem, grad_out: Tensor, grad_lse: Tensor, lse: Tensor,
+              results: List[Tensor]) -> None:
+    """Fills the slab's part of the five gradients."""
     dim = p.dim
     queries = p.tiles(p.query)
     grads = _packed(p, grad_out)
     # A query without any key has lse = -inf: its weights must become 0.
-    lse = _packed(p, lse.masked_fill(lse == -torch.inf, torch.inf)[..., None])
-    grad_lse = _packed(p, grad_lse[..., None])
+    lse = _packed(p, lse.masked_fill(lse == -torch.inf, torch.inf))
+    grad_lse = _packed(p, grad_lse)
     sums = {
         name: (_zeros_like(source.key), _zeros_like(source.value))
         for name, source in p.sources.items()
@@ -369,7 +423,16 @@ def backward(grad_out: Tensor, grad_lse: Tensor,
             p.weighted(slopes, keys, out)
             shape = queries[place].shape[:-1]
             queries[place][..., :dim] = out.mul_(p.scale).view(*shape, dim)
-    return _unpacked(p, sums)
+    query, key, value, key_summaries, value_summaries = results
+    from_cells(p.query[..., :dim], p.plan, query)
+    for out, total in zip((key, value), sums['tokens']):
+        from_cells(total[:, :-1], p.plan, out)
+    for out, total in zip((key_summaries, value_summaries),
+                          sums['summaries']):
+        # [heads, B * M, 1, c] -> [B, M, heads, c]
+        total = total[:, :-1, 0].unflatten(1, (p.batch, -1)) if out.numel(
+        ) else total[:, :0].view(p.heads, p.batch, 0, dim)
+        out.copy_(total.permute(1, 2, 0, 3))
 
 
 def _zeros_like(x: Tensor) -> Tensor:
@@ -405,15 +468,3 @@ def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
                          rows, accumulate=True)
     else:
         total.index_add_(1, index, rows)
-
-
-def _unpacked(p: Problem,
-              sums: Dict[str, Tuple[Tensor, Tensor]]) -> Tuple[Tensor, ...]:
-    """Gradients in the layout and dtype of the inputs."""
-    batch, shape = p.batch, p.hierarchy.shape
-    query = from_cells(p.query[..., :p.dim], p.plan, batch, shape, p.dtype)
-    key, value = (from_cells(x[:, :-1], p.plan, batch, shape, p.dtype)
-                  for x in sums['tokens'])
-    key_summaries, value_summaries = (x[:, :-1, 0].transpose(0, 1).reshape(
-        batch, -1, p.heads, p.dim).to(p.dtype) for x in sums['summaries'])
-    return query, key, value, key_summaries, value_summaries

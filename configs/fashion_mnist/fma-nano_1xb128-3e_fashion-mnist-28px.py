@@ -8,7 +8,7 @@ _base_ = [
 # Patches of two pixels: maps of 14, 7 and 4 tokens a side.
 model = dict(backbone=dict(in_channels=1))
 
-train_cfg = dict(max_epochs=10)
+train_cfg = dict(max_epochs=3)
 default_hooks = dict(
     checkpoint=dict(save_best='accuracy/top1', rule='greater'))
 randomness = dict(seed=0)

@@ -1,5 +1,5 @@
 # The same backbone, schedule and data with Swin's shifted windows.
-_base_ = './fma-nano_1xb128-10e_fashion-mnist-28px.py'
+_base_ = './fma-nano_1xb128-3e_fashion-mnist-28px.py'
 
 model = dict(
     backbone=dict(

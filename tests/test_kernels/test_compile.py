@@ -1,0 +1,162 @@
+"""The core op under torch.compile, torch.export and opcheck."""
+import pytest
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from fma_kernels import Hierarchy, fma1d, fma2d
+from fma_kernels.ops import attention
+from fma_kernels.pooling import average_pyramid, masses, pack
+from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
+                                 random_qkv)
+
+needs_compiler = pytest.mark.skipif(
+    missing_compiler() is not None, reason=str(missing_compiler()))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+# shape, cell_size, num_levels, rank, causal, masked, dropout, dtype
+OPS = [
+    ((9, 10), 2, None, 1, False, False, 0.0, torch.float32),
+    ((9, 10), 2, None, 2, False, True, 0.0, torch.float64),
+    ((21, ), 2, None, 1, True, False, 0.3, torch.float32),
+    ((6, 5), 2, 0, 1, False, False, 0.0, torch.float32),
+    ((12, 8), 4, 1, 2, False, True, 0.0, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize('case', OPS, ids=str)
+def test_opcheck(case) -> None:
+    shape, cell_size, levels, rank, causal, masked, p, dtype = case
+    h = Hierarchy(shape, cell_size, levels, rank, causal)
+    q, k, v = random_qkv(shape, batch=2, dtype=dtype)
+    mask = random_mask(shape, 2) if masked else None
+    if h.num_levels:
+        pooled = [
+            pack(average_pyramid(x, h, mask),
+                 h.ndim).detach().requires_grad_() for x in (k, v)
+        ]
+        mass = pack(masses(h, mask), h.ndim)
+    else:
+        pooled = [q.new_zeros(2, 0, 2, 4) for _ in range(2)]
+        mass = torch.zeros(1, 0, dtype=torch.int64)
+    # Static shapes are promised; a new shape recompiles.
+    torch.library.opcheck(
+        attention,
+        (q, k, v, *pooled, mass, mask, torch.tensor(3) if p else None,
+         cell_size, h.num_levels, rank, causal, True, 0.5, p, 'torch'),
+        test_utils=('test_schema', 'test_autograd_registration',
+                    'test_faketensor', 'test_aot_dispatch_static'),
+        rtol=2e-2 if dtype == torch.bfloat16 else 1e-4,
+        atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_fake_tensors_know_shapes_and_strides() -> None:
+    with FakeTensorMode():
+        qkv = torch.empty(2, 9, 10, 3, 2, 4, dtype=torch.bfloat16)
+        out, lse = fma2d(*qkv.unbind(3), cell_size=2, return_lse=True)
+    assert out.shape == (2, 9, 10, 2, 4) and out.is_contiguous()
+    assert lse.dtype == torch.float32 and lse.shape == out.shape[:-1]
+
+
+def gradients(function, inputs):
+    out = function(*inputs)
+    return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+
+@needs_compiler
+def test_compiled_equals_eager() -> None:
+    """Forward and backward through the default compiler, no graph break."""
+    mask = random_mask((9, 10), 2)
+
+    def function(q, k, v):
+        q = q * 1.5  # something to fuse around the op
+        return fma2d(q, k, v.relu(), cell_size=2, rank=2, key_mask=mask) + q
+
+    inputs = random_qkv((9, 10), batch=2, dtype=torch.float32)
+    compiled = torch.compile(function, fullgraph=True)
+    for a, b in zip(gradients(compiled, inputs), gradients(function, inputs)):
+        assert_close(a, b)
+
+
+class Layer(nn.Module):
+    """The smallest attention layer: one projection, strided inputs."""
+
+    def __init__(self, dim: int = 8, heads: int = 2, **options) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.heads, self.options = heads, options
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        op = fma1d if x.dim() == 3 else fma2d
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        return op(*qkv.unbind(-3), **self.options).flatten(-2)
+
+
+@pytest.mark.parametrize(
+    'options', [
+        dict(cell_size=2),
+        dict(cell_size=4, rank=2, mass=False),
+        dict(cell_size=2, num_levels=0),
+        dict(cell_size=2, causal=True)
+    ],
+    ids=str)
+def test_one_graph(options) -> None:
+    """No graph break, and the same gradients, whatever the options."""
+    layer = Layer(**options)
+    shape = (2, 19, 8) if 'causal' in options else (2, 7, 12, 8)
+    x = torch.randn(shape, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
+    inputs = (x, *layer.parameters())
+    for a, b in zip(
+            gradients(lambda x, *_: compiled(x), inputs),
+            gradients(lambda x, *_: layer(x), inputs)):
+        assert_close(a, b)
+
+
+def test_one_graph_with_fresh_dropout() -> None:
+    layer = Layer(cell_size=2, dropout_p=0.5)
+    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
+    x = torch.randn(1, 10, 9, 8)
+    torch.manual_seed(1)
+    first, second = compiled(x), compiled(x)
+    assert (first - second).abs().max() > 0.05  # drawn anew at every call
+    torch.manual_seed(1)
+    assert_close(first, layer(x))
+    seeded = Layer(cell_size=2, dropout_p=0.5, dropout_seed=4)
+    compiled = torch.compile(seeded, fullgraph=True, backend='aot_eager')
+    assert_close(compiled(x), seeded(x))
+    assert torch.equal(compiled(x), compiled(x))
+
+
+def test_a_new_shape_recompiles() -> None:
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    layer = Layer(cell_size=2)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    for shape in ((9, 7), (5, 12), (1, 3)):
+        x = torch.randn(1, *shape, 8)
+        assert_close(compiled(x), layer(x))
+    assert len(graphs) == 3
+    compiled(torch.randn(1, 9, 7, 8))  # seen before
+    assert len(graphs) == 3
+
+
+def test_export() -> None:
+    layer = Layer(cell_size=2, rank=2).eval()
+    x = torch.randn(1, 11, 6, 8)
+    program = torch.export.export(layer, (x, ))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert names.count('fma_kernels.attention.default') == 1
+    other = torch.randn_like(x)
+    assert_close(program.module()(other), layer(other))

@@ -1,0 +1,256 @@
+"""The public ops: checks, choice of backend, dtypes, empty batches."""
+import pytest
+import torch
+from slow_reference import slow_fma
+
+from fma_kernels import Hierarchy, explain_backend, fma1d, fma2d
+from fma_kernels.checks import can_run_torch
+from fma_kernels.testing import (assert_close, random_mask, random_qkv,
+                                 random_summaries)
+
+SHAPE = (9, 10)
+LEVELS = Hierarchy(SHAPE, 2)  # two levels
+
+
+def arguments(**changes):
+    q, k, v = (x.detach() for x in random_qkv(SHAPE))
+    return {'query': q, 'key': k, 'value': v, 'cell_size': 2, **changes}
+
+
+def zeros(*shape, **kwargs):
+    return torch.zeros(*shape, dtype=torch.float64, **kwargs)
+
+
+def levels(drop=0, extra=0, dtype=torch.float64):
+    found = [x.detach().to(dtype) for x in random_summaries(LEVELS)]
+    found = found[:len(found) - drop]
+    return found + found[:1] * extra
+
+
+# argument, bad value, error, another word of the message
+BAD = [
+    ('query', [1, 2], TypeError, 'list'),
+    ('query', zeros(1, 9, 10, 4), ValueError, r'\(1, 9, 10, 4\)'),
+    ('query', torch.zeros(1, 9, 10, 2, 4,
+                          dtype=torch.int32), TypeError, 'int32'),
+    ('query', zeros(1, 0, 10, 2, 4), ValueError, 'empty'),
+    ('query', zeros(1, 9, 10, 2, 0), ValueError, 'empty'),
+    ('key', None, TypeError, 'NoneType'),
+    ('key', zeros(1, 9, 11, 2, 4), ValueError, r'\(1, 9, 11, 2, 4\)'),
+    ('key', zeros(1, 9, 10, 2, 4).float(), TypeError, 'float32'),
+    ('key', zeros(1, 9, 10, 2, 4, device='meta'), ValueError, 'meta'),
+    ('value', zeros(2, 9, 10, 2, 4), ValueError, r'\(2, 9, 10, 2, 4\)'),
+    ('value', zeros(1, 9, 10, 2, 5), ValueError, r'\(1, 9, 10, 2, 5\)'),
+    ('value', zeros(1, 9, 10, 2, 4).half(), TypeError, 'float16'),
+    ('cell_size', 0, ValueError, '0'),
+    ('cell_size', 2.5, TypeError, '2.5'),
+    ('num_levels', -1, ValueError, '-1'),
+    ('num_levels', 'auto', TypeError, 'auto'),
+    ('rank', 3, ValueError, 'cell_size=2'),
+    ('rank', None, TypeError, 'None'),
+    ('key_summaries', levels()[0], TypeError, 'Tensor'),
+    ('key_summaries', levels(drop=1), ValueError, '1'),
+    ('key_summaries', levels()[::-1], ValueError, 'level 1'),
+    ('key_summaries', [None, None], TypeError, 'NoneType'),
+    ('value_summaries', levels(extra=1), ValueError, '3'),
+    ('value_summaries', levels(dtype=torch.int64), TypeError, 'int64'),
+    ('mass', 1, TypeError, '1'),
+    ('return_lse', None, TypeError, 'None'),
+    ('scale', '1', TypeError, "'1'"),
+    ('scale', True, TypeError, 'True'),
+    ('key_mask', [True], TypeError, 'list'),
+    ('key_mask', zeros(1, 9, 10), TypeError, 'float64'),
+    ('key_mask', torch.ones(9, 10,
+                            dtype=torch.bool), ValueError, r'\(9, 10\)'),
+    ('near_bias', 3.0, TypeError, 'float'),
+    ('near_bias', zeros(2, 48), ValueError, r'\(2, 49\)'),
+    ('far_bias', zeros(2, 1, 49), TypeError, 'Tensor'),
+    ('far_bias', [zeros(2, 1, 49)], ValueError, '2 levels'),
+    ('far_bias', [zeros(2, 1, 49), zeros(2, 1, 48)], ValueError, 'level 2'),
+    ('dropout_p', 1.0, ValueError, '1.0'),
+    ('dropout_p', -0.1, ValueError, '-0.1'),
+    ('dropout_p', float('nan'), ValueError, 'nan'),
+    ('dropout_p', '0', TypeError, "'0'"),
+    ('dropout_seed', 1.5, TypeError, '1.5'),
+    ('backend', 'cuda', ValueError, "'cuda'"),
+]
+
+
+@pytest.mark.parametrize(
+    'name, value, error, word',
+    BAD,
+    ids=[f'{b[0]}-{i}' for i, b in enumerate(BAD)])
+def test_errors_name_the_argument(name, value, error, word) -> None:
+    with pytest.raises(error, match=word) as caught:
+        fma2d(**arguments(**{name: value}))
+    assert name in str(caught.value)
+
+
+def test_errors_of_1d() -> None:
+    q, k, v = random_qkv((9, ))
+    with pytest.raises(ValueError, match=r'query must be \[B, N, heads'):
+        fma1d(**arguments())
+    with pytest.raises(TypeError, match='causal'):
+        fma1d(q, k, v, cell_size=2, causal='yes')
+    with pytest.raises(TypeError, match='causal'):
+        fma2d(**arguments(causal=True))  # 2D has no such argument
+
+
+def test_near_bias_does_not_cover_full_attention() -> None:
+    with pytest.raises(ValueError, match='near_bias .*num_levels=0'):
+        fma2d(**arguments(num_levels=0, near_bias=zeros(2, 49)))
+
+
+def biases():
+    generator = torch.Generator().manual_seed(5)
+
+    def table(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return dict(
+        near_bias=table(2, 49),
+        far_bias=[table(2, 1, 49) for _ in range(LEVELS.num_levels)])
+
+
+@pytest.mark.parametrize('name', ['near_bias', 'far_bias'])
+def test_biases_are_refused_with_the_reason(name) -> None:
+    bias = {name: biases()[name]}
+    reason = f"backend='torch' cannot run: it has no {name}"
+    with pytest.raises(ValueError, match=reason):
+        fma2d(**arguments(backend='torch', **bias))
+    with pytest.raises(ValueError, match=reason):
+        can_run_torch(raise_error=True, **bias)
+    assert not can_run_torch(**bias) and can_run_torch()
+
+
+@pytest.mark.parametrize('backend', ['auto', 'naive'])
+@pytest.mark.parametrize(
+    'names', [('near_bias', ), ('far_bias', ), ('near_bias', 'far_bias')],
+    ids=str)
+def test_biases_work_where_they_can(names, backend) -> None:
+    given = {name: biases()[name] for name in names}
+    args = arguments(**given)
+    out, lse = fma2d(backend=backend, return_lse=True, **args)
+    expected = slow_fma(args['query'], args['key'], args['value'], LEVELS,
+                        **given)
+    assert_close(out, expected[0])
+    assert_close(lse, expected[1])
+
+
+def test_biases_learn() -> None:
+    given = biases()
+    tables = [given['near_bias'], *given['far_bias']]
+    for table in tables:
+        table.requires_grad_()
+    out = fma2d(**arguments(**given))
+    grads = torch.autograd.grad(out.square().sum(), tables)
+    # Level 2 of so small a grid is the top: it is used as well.
+    assert all((grad != 0).any() for grad in grads)
+
+
+def test_explain_backend() -> None:
+    assert explain_backend() == 'torch: chosen'
+    lines = explain_backend(**biases()).splitlines()
+    assert len(lines) == 2 and lines[-1] == 'naive: chosen'
+    assert lines[0].startswith('torch: it has no near_bias')
+    assert 'far_bias' in explain_backend(far_bias=biases()['far_bias'])
+
+
+def test_auto_is_the_blocked_backend(monkeypatch) -> None:
+    out = fma2d(**arguments())
+    assert torch.equal(out, fma2d(**arguments(backend='torch')))
+    monkeypatch.setattr('fma_kernels.functional.naive', None)
+    assert torch.equal(out, fma2d(**arguments()))
+
+
+@pytest.mark.parametrize('backend', ['torch', 'naive'])
+@pytest.mark.parametrize(
+    'dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_return_lse_and_dtypes(dtype, backend) -> None:
+    qkv = random_qkv(SHAPE, dtype=dtype)
+    out, lse = fma2d(*qkv, cell_size=2, backend=backend, return_lse=True)
+    assert out.dtype == dtype and out.shape == qkv[0].shape
+    assert lse.dtype == (
+        torch.float64 if dtype == torch.float64 else torch.float32)
+    assert lse.shape == qkv[0].shape[:-1]
+    assert torch.equal(fma2d(*qkv, cell_size=2, backend=backend), out)
+    for x, grad in zip(
+            qkv, torch.autograd.grad(out.sum() + lse.sum().to(dtype), qkv)):
+        assert grad.dtype == dtype and torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize('backend', ['torch', 'naive'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(dtype, backend) -> None:
+    qkv = random_qkv(SHAPE, dtype=torch.float32)
+    given = dict(key_summaries=random_summaries(LEVELS, dtype=torch.float32))
+    exact, exact_lse = fma2d(*qkv, cell_size=2, return_lse=True, **given)
+    with torch.autocast('cpu', dtype=dtype):
+        out, lse = fma2d(
+            *qkv, cell_size=2, backend=backend, return_lse=True, **given)
+    assert out.dtype == dtype and lse.dtype == torch.float32
+    assert not torch.equal(out.float(), exact)
+    assert_close(out, exact, dtype)
+    assert_close(lse, exact_lse, dtype)
+    grads = torch.autograd.grad(out.float().sum(), qkv)
+    for a, b in zip(grads, torch.autograd.grad(exact.sum(), qkv)):
+        assert a.dtype == torch.float32  # of the master copies
+        assert_close(a, b, dtype, grad=True)
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    args = arguments()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(fma2d(**args), fma2d(**arguments()))
+        assert fma2d(**args).dtype == torch.float64
+
+
+@pytest.mark.parametrize('backend', ['auto', 'torch', 'naive'])
+@pytest.mark.parametrize('shape', [(17, ), (9, 10)], ids=str)
+def test_empty_batch(shape, backend) -> None:
+    qkv = random_qkv(shape, batch=0)
+    op = fma1d if len(shape) == 1 else fma2d
+    for mask in (None, random_mask(shape, 0)):
+        out, lse = op(
+            *qkv,
+            cell_size=2,
+            key_mask=mask,
+            dropout_p=0.1,
+            backend=backend,
+            return_lse=True)
+        assert out.shape == qkv[0].shape and lse.shape == out.shape[:-1]
+        for grad in torch.autograd.grad((out, lse), qkv,
+                                        (out.detach(), lse.detach())):
+            assert grad.shape == out.shape
+
+
+@pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize('backend', ['torch', 'naive'])
+def test_masked_queries_may_hold_anything(bad, backend) -> None:
+    q, k, v = random_qkv(SHAPE)
+    mask = random_mask(SHAPE)
+    options = dict(cell_size=2, key_mask=mask, backend=backend)
+    zero = q.detach().masked_fill(~mask[..., None, None], 0)
+    dirty = q.detach().masked_fill(~mask[..., None, None], bad)
+    expected = fma2d(zero, k, v, **options)
+    slope = torch.randn_like(expected)
+    grads = torch.autograd.grad(expected, (k, v), slope)
+    dirty.requires_grad_()
+    out = fma2d(dirty, k, v, **options)
+    # What is not a number asks as 0 does: it hurts no one.
+    assert torch.equal(out, expected)
+    query_grad, *others = torch.autograd.grad(out, (dirty, k, v), slope)
+    assert all(torch.equal(a, b) for a, b in zip(others, grads))
+    assert (query_grad[~mask] == 0).all()
+
+
+def test_inputs_are_left_alone() -> None:
+    args = arguments(key_mask=random_mask(SHAPE), key_summaries=levels())
+    before = [
+        x.clone() for x in (args['query'], args['key'], args['value'],
+                            *args['key_summaries'])
+    ]
+    args['query'].requires_grad_()
+    fma2d(**args).sum().backward()
+    after = (args['query'], args['key'], args['value'], *args['key_summaries'])
+    assert all(torch.equal(a, b) for a, b in zip(before, after))

@@ -1,0 +1,493 @@
+"""The blocked backend against the oracle: outputs, lse, all gradients."""
+from typing import Callable, List
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fma_kernels import Hierarchy, fma1d, fma2d
+from fma_kernels.backends import torch as blocked
+from fma_kernels.testing import (assert_close, random_mask, random_qkv,
+                                 random_summaries)
+
+
+def op(shape) -> Callable:
+    return fma1d if len(shape) == 1 else fma2d
+
+
+def run(backend: str, inputs: List[Tensor], shape, summaries: bool,
+        **options) -> List[Tensor]:
+    """[out, lse, gradient of every input] for fixed random slopes."""
+    q, k, v, *levels = inputs
+    if summaries:
+        half = len(levels) // 2
+        options['key_summaries'] = levels[:half]
+        options['value_summaries'] = levels[half:]
+    results = op(shape)(q, k, v, backend=backend, return_lse=True, **options)
+    generator = torch.Generator().manual_seed(3)
+    slopes = [
+        torch.randn(x.shape, generator=generator,
+                    dtype=torch.float64).to(x.dtype) for x in results
+    ]
+    grads = torch.autograd.grad(results, inputs, slopes, allow_unused=True)
+    assert all(grad is not None for grad in grads)
+    return [*results, *grads]
+
+
+def compare(shape,
+            cell_size,
+            num_levels=None,
+            rank=1,
+            *,
+            batch=1,
+            heads=2,
+            head_dim=4,
+            dtype=torch.float64,
+            summaries=False,
+            mask=None,
+            dirty=True,
+            **options) -> None:
+    """Runs both backends and compares everything that comes out."""
+    h = Hierarchy(shape, cell_size, num_levels, rank,
+                  options.get('causal', False))
+    inputs = list(random_qkv(shape, heads, head_dim, batch, dtype))
+    if mask is not None and dirty:
+        # What is masked may hold NaN.
+        inputs[1:] = [
+            x.detach().masked_fill(~mask[..., None, None],
+                                   torch.nan).requires_grad_()
+            for x in inputs[1:]
+        ]
+    if summaries:
+        for seed in (1, 2):
+            inputs += random_summaries(
+                h, heads, head_dim, batch, dtype, seed=seed)
+    options.update(
+        cell_size=cell_size, num_levels=num_levels, rank=rank, key_mask=mask)
+    # Half precision is compared with the exact result of the same inputs.
+    exact = [
+        x.detach().double().requires_grad_() if dtype.itemsize == 2 else x
+        for x in inputs
+    ]
+    expected = run('naive', exact, shape, summaries, **options)
+    actual = run('torch', inputs, shape, summaries, **options)
+    assert actual[1].dtype == (
+        torch.float64 if dtype == torch.float64 else torch.float32)
+    for i, (a, b) in enumerate(zip(actual, expected)):
+        assert a.shape == b.shape
+        if i != 1:
+            assert a.dtype == dtype
+        assert_close(a, b, dtype, grad=i > 1, what=f'result {i}')
+
+
+SHAPES_1D = [(1, ), (2, ), (7, ), (16, ), (33, ), (70, )]
+SHAPES_2D = [(1, 1), (1, 19), (19, 1), (3, 2), (8, 8), (13, 21), (17, 16)]
+
+
+@pytest.mark.parametrize('cell_size, rank', [(1, 1), (2, 1), (2, 2), (3, 3),
+                                             (4, 1), (4, 4), (8, 2)])
+@pytest.mark.parametrize('shape', SHAPES_1D + SHAPES_2D, ids=str)
+def test_shapes_cells_ranks(shape, cell_size, rank) -> None:
+    compare(shape, cell_size, rank=rank)
+
+
+@pytest.mark.parametrize('levels', [None, 0, 1, 2, 6])
+@pytest.mark.parametrize('cell_size', [1, 2, 4])
+@pytest.mark.parametrize('shape', [(41, ), (2, ), (11, 18), (1, 30)], ids=str)
+def test_levels(shape, cell_size, levels) -> None:
+    compare(shape, cell_size, levels)
+
+
+@pytest.mark.parametrize('levels', [None, 0, 1, 6])
+@pytest.mark.parametrize('cell_size, rank', [(1, 1), (2, 2), (3, 1), (8, 4),
+                                             (16, 1), (20, 2)])
+@pytest.mark.parametrize('size', [1, 5, 32, 67])
+def test_causal(size, cell_size, rank, levels) -> None:
+    compare((size, ), cell_size, levels, rank, causal=True)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize(
+    'geometry', [((37, ), 2, None, 2), ((37, ), 16, None, 1),
+                 ((9, 14), 2, None, 1), ((13, 9), 4, None, 2),
+                 ((15, 16), 2, 1, 2), ((6, 7), 2, 0, 1)],
+    ids=str)
+def test_given_summaries(geometry, masked) -> None:
+    shape = geometry[0]
+    mask = random_mask(shape, 2, real=0.4) if masked else None
+    compare(*geometry, batch=2, mask=mask, summaries=True)
+
+
+@pytest.mark.parametrize('given', ['key_summaries', 'value_summaries'])
+def test_only_one_kind_of_summaries_given(given) -> None:
+    h = Hierarchy((12, 13), 2)
+    qkv = random_qkv(h.shape)
+    options = {given: random_summaries(h), 'cell_size': 2}
+    assert_close(
+        fma2d(*qkv, backend='torch', **options),
+        fma2d(*qkv, backend='naive', **options))
+
+
+@pytest.mark.parametrize(
+    'options', [
+        dict(mass=False),
+        dict(scale=2.0),
+        dict(scale=0),
+        dict(scale=-0.3),
+        dict(mass=False, causal=True)
+    ],
+    ids=str)
+@pytest.mark.parametrize('shape', [(50, ), (14, 11)], ids=str)
+def test_mass_and_scale(shape, options) -> None:
+    if options.get('causal') and len(shape) == 2:
+        options = dict(mass=False, scale=1.5)
+    compare(shape, 2, rank=2, **options)
+
+
+@pytest.mark.parametrize('real', [0.05, 0.5, 0.95])
+@pytest.mark.parametrize(
+    'geometry', [((45, ), 2, None, 1), ((45, ), 16, None, 4),
+                 ((12, 15), 2, None, 2), ((19, 9), 4, None, 1),
+                 ((16, 16), 4, 1, 2), ((7, 5), 2, 0, 1)],
+    ids=str)
+def test_masks_with_nan(geometry, real) -> None:
+    mask = random_mask(geometry[0], 3, real)
+    mask[1] = False  # an image of padding only
+    compare(*geometry, batch=3, mask=mask)
+
+
+@pytest.mark.parametrize('dtype',
+                         [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'geometry', [((45, ), 4, None, 2), ((45, ), 20, None, 1),
+                 ((14, 13), 2, None, 1), ((18, 11), 4, None, 2),
+                 ((6, 7), 2, 0, 1)],
+    ids=str)
+def test_dtypes(geometry, dtype) -> None:
+    mask = random_mask(geometry[0], 2)
+    compare(
+        *geometry, batch=2, head_dim=8, dtype=dtype, mask=mask, dirty=False)
+
+
+@pytest.mark.parametrize('heads, head_dim', [(1, 1), (1, 16), (5, 3)])
+def test_heads_and_dims(heads, head_dim) -> None:
+    compare((11, 12), 2, heads=heads, head_dim=head_dim, batch=2)
+
+
+@pytest.mark.parametrize('shape', [(33, ), (9, 13)], ids=str)
+def test_strided_inputs(shape) -> None:
+    # One projection gives all three: [B, *grid, 3, heads, head_dim].
+    qkv = torch.randn(
+        2, *shape, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    apart = qkv.unbind(-3)
+    assert not apart[0].is_contiguous()
+    out = op(shape)(*apart, cell_size=2, backend='torch')
+    dense = [x.detach().contiguous().requires_grad_() for x in apart]
+    expected = op(shape)(*dense, cell_size=2, backend='torch')
+    assert torch.equal(out, expected)
+    slope = torch.randn_like(out)
+    grad, = torch.autograd.grad(out, qkv, slope)
+    assert torch.equal(
+        grad, torch.stack(torch.autograd.grad(expected, dense, slope), -3))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1
+                                                           ),  # batch inside
+        lambda x: x.repeat(2, 1, 1, 1, 1)[::2],  # batch with a step
+        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2
+                                                           ),  # columns first
+        lambda x: x.transpose(3, 4).contiguous().transpose(3, 4
+                                                           ),  # dim outside
+    ],
+    ids=['batch-inside', 'batch-step', 'columns-first', 'dim-outside'])
+def test_non_contiguous_inputs(change) -> None:
+    qkv = [x.detach() for x in random_qkv((9, 6), batch=2)]
+    strided = [change(x) for x in qkv]
+    for x, y in zip(qkv, strided):
+        if y.shape[0] == 2 and not torch.equal(x, y):  # the step repeats
+            assert torch.equal(y, x.repeat(2, 1, 1, 1, 1)[::2])
+    assert not strided[0].is_contiguous()
+    dense = [x.contiguous() for x in strided]
+    assert torch.equal(
+        fma2d(*strided, cell_size=2, backend='torch'),
+        fma2d(*dense, cell_size=2, backend='torch'))
+
+
+def test_expanded_values_and_gradients() -> None:
+    q, k, _ = random_qkv((12, 9))
+    v = torch.randn(1, 1, 1, 2, 4, dtype=torch.float64, requires_grad=True)
+    results = [
+        torch.autograd.grad(
+            fma2d(q, k, v.expand_as(q), cell_size=2, backend=backend).sum(),
+            (q, v)) for backend in ('torch', 'naive')
+    ]
+    for a, b in zip(*results):
+        assert_close(a, b)
+
+
+# Heads, groups and rows of a tile at once.
+@pytest.mark.parametrize(
+    'cut', [(3, 2, 999), (2, 1, 999), (1, 5, 3)],
+    ids=['groups', 'heads', 'rows'])
+@pytest.mark.parametrize(
+    'geometry', [((70, ), 2, None, 1, False), ((70, ), 16, None, 2, True),
+                 ((61, ), 4, 1, 1, True), ((13, 10), 2, None, 1, False),
+                 ((17, 12), 4, None, 2, False), ((12, 9), 2, 1, 1, False),
+                 ((9, 8), 2, 0, 1, False)],
+    ids=str)
+def test_chunks_change_nothing(geometry, cut, monkeypatch) -> None:
+    shape, cell_size, levels, rank, causal = geometry
+    options = dict(
+        cell_size=cell_size,
+        num_levels=levels,
+        rank=rank,
+        key_mask=random_mask(shape, 2, 0.5),
+        dropout_p=0.2,
+        dropout_seed=7)
+    if len(shape) == 1:
+        options['causal'] = causal
+    inputs = list(random_qkv(shape, heads=3, batch=2))
+    expected = run('torch', inputs, shape, False, **options)
+    chunks = []
+
+    def cuts(problem):
+        chunks.append(1)
+        return (*cut[:2], min(cut[2], problem.plan.tile_tokens))
+
+    monkeypatch.setattr(blocked.Problem, '_cut', cuts)
+    for a, b in zip(run('torch', inputs, shape, False, **options), expected):
+        assert_close(a, b)
+    assert chunks
+
+
+def test_the_cut_follows_the_budget(monkeypatch) -> None:
+    """Groups are split first, then heads, then the rows of a tile."""
+    cuts = []
+    plain = blocked.Problem._cut
+    monkeypatch.setattr(blocked.Problem, '_cut',
+                        lambda p: cuts.append(plain(p)) or cuts[-1])
+    q, k, v = (x.detach() for x in random_qkv((24, 24), heads=3))
+    expected = fma2d(q, k, v, cell_size=4, backend='torch')
+    cuts.clear()
+    for size in (1 << 20, 1 << 17, 1 << 15, 1 << 10):
+        monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', size)
+        assert_close(fma2d(q, k, v, cell_size=4, backend='torch'), expected)
+    cuts = list(dict.fromkeys(cuts))
+    assert cuts == sorted(cuts, reverse=True) and len(cuts) == 4
+    assert cuts[0][0] == cuts[1][0] == 3 and cuts[0][1] > cuts[1][1]
+    assert cuts[2] == (1, 1, 16) and cuts[3][2] < 16
+
+
+def test_memory_of_a_chunk_is_bounded(monkeypatch) -> None:
+    # The largest buffer stays near the budget while the grid grows.
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', 1 << 16)
+    peaks = []
+    plain = blocked.Problem.buffer
+
+    def buffer(self, name, *shape):
+        found = plain(self, name, *shape)
+        peaks[-1] = max(peaks[-1], found.numel())
+        return found
+
+    monkeypatch.setattr(blocked.Problem, 'buffer', buffer)
+    for side in (16, 64, 96):
+        peaks.append(0)
+        qkv = random_qkv((side, side),
+                         heads=2,
+                         head_dim=8,
+                         dtype=torch.float32)
+        out = fma2d(*qkv, cell_size=4, backend='torch')
+        torch.autograd.grad(out.sum(), qkv)
+    assert max(peaks) <= 1 << 16
+
+
+@pytest.mark.parametrize('shape', [(67, ), (13, 22)], ids=str)
+def test_bit_equal_on_repeat(shape) -> None:
+    inputs = list(random_qkv(shape, batch=2, dtype=torch.float32))
+    kwargs = dict(cell_size=2, dropout_p=0.1, dropout_seed=5)
+    first = run('torch', inputs, shape, False, **kwargs)
+    for _ in range(3):
+        again = run('torch', inputs, shape, False, **kwargs)
+        assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+# ------------------------------------------------------------------ dropout
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize(
+    'geometry', [((45, ), 2, None, 1), ((45, ), 16, 2, 2),
+                 ((13, 14), 2, None, 2), ((18, 11), 4, None, 1),
+                 ((12, 13), 4, 1, 2), ((6, 7), 2, 0, 1)],
+    ids=str)
+def test_dropout_agrees_with_the_oracle(geometry, masked) -> None:
+    mask = random_mask(geometry[0], 2, 0.6) if masked else None
+    compare(
+        *geometry, batch=2, heads=3, mask=mask, dropout_p=0.4, dropout_seed=11)
+
+
+@pytest.mark.parametrize('seed', [-1, 2**40 + 3, 2**63 + 2**33])
+def test_any_integer_is_a_seed(seed) -> None:
+    compare((11, 9), 2, dropout_p=0.5, dropout_seed=seed)
+
+
+def test_dropout_with_causal_and_given_summaries() -> None:
+    compare((60, ),
+            4,
+            rank=2,
+            causal=True,
+            summaries=True,
+            dropout_p=0.3,
+            dropout_seed=1)
+
+
+def test_dropout_seeds_and_rates() -> None:
+    q, k, v = (x.detach() for x in random_qkv((12, 12), batch=2))
+
+    def out(**options):
+        return fma2d(q, k, v, cell_size=2, backend='torch', **options)
+
+    plain = out()
+    assert torch.equal(out(dropout_p=0.0, dropout_seed=3), plain)
+    a = out(dropout_p=0.5, dropout_seed=3)
+    assert torch.equal(a, out(dropout_p=0.5, dropout_seed=3))
+    for seed in (4, 3 + 2**32):
+        assert (a - out(dropout_p=0.5, dropout_seed=seed)).abs().max() > 0.1
+    # No seed: PyTorch's generator decides.
+    torch.manual_seed(0)
+    b = out(dropout_p=0.5)
+    assert (b - out(dropout_p=0.5)).abs().max() > 0.1
+    torch.manual_seed(0)
+    assert torch.equal(out(dropout_p=0.5), b)
+
+
+@pytest.mark.parametrize('p', [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_expectation(p) -> None:
+    # Equal values: the output is the sum of the kept weights / (1 - p).
+    q, k, v = (x.detach() for x in random_qkv((24, 24), heads=4, batch=4))
+    out = fma2d(
+        q,
+        k,
+        torch.ones_like(v),
+        cell_size=2,
+        dropout_p=p,
+        dropout_seed=0,
+        backend='torch')[..., 0]
+    assert (out - 1).abs().max() > 0.05
+    # 9216 sums over about 90 keys: their mean strays by far less than 2 %
+    # of the largest spread tried here.
+    error = out.std() / out.numel()**0.5
+    assert abs(out.mean() - 1) < 4 * error
+    # Neither heads, images nor queries share their decisions.
+    for axis in range(4):
+        shifted = out.roll(1, axis)
+        corner = torch.stack([out.flatten(), shifted.flatten()])
+        assert corner.corrcoef()[0, 1].abs() < 0.1
+
+
+def test_lse_is_that_of_the_undropped_weights() -> None:
+    qkv = random_qkv((12, 12))
+    options = dict(cell_size=2, return_lse=True, backend='torch')
+    assert torch.equal(
+        fma2d(*qkv, **options)[1],
+        fma2d(*qkv, dropout_p=0.5, **options)[1])
+
+
+# ---------------------------------------------------------------- gradcheck
+@pytest.mark.parametrize(
+    'name', ['causal', 'masked', 'rank', 'summaries', 'full', 'dropout'])
+def test_gradcheck(name) -> None:
+    """Against finite differences, with and without the lse."""
+    options = dict(cell_size=2, backend='torch')
+    shape, levels = (7, 6), []
+    if name == 'causal':
+        shape, options['causal'] = (13, ), True
+    elif name == 'masked':
+        options['key_mask'] = random_mask(shape, real=0.6)
+    elif name == 'rank':
+        options['rank'] = 2
+    elif name == 'summaries':
+        h = Hierarchy(shape, 2)
+        levels = [random_summaries(h, 1, 2, seed=s)[0] for s in (1, 2)]
+        assert h.num_levels == 1
+    elif name == 'full':
+        options['num_levels'] = 0
+    else:
+        options.update(dropout_p=0.3, dropout_seed=2)
+    qkv = random_qkv(shape, heads=1, head_dim=2)
+
+    def call(q, k, v, *levels):
+        if levels:
+            options.update(
+                key_summaries=[levels[0]], value_summaries=[levels[1]])
+        return op(shape)(q, k, v, return_lse=True, **options)
+
+    assert torch.autograd.gradcheck(call, (*qkv, *levels), fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *x: call(*x)[0], (*qkv, *levels))
+
+
+def test_second_derivatives_are_refused() -> None:
+    q, k, v = random_qkv((5, 5), heads=1, head_dim=2)
+    out = fma2d(q, k, v, cell_size=2, backend='torch')
+    grad, = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match='autograd'):
+        torch.autograd.grad(grad.sum(), q)
+
+
+# --------------------------------------------------------------- properties
+CHECKED = settings(
+    deadline=None, derandomize=True, max_examples=60, database=None)
+
+
+@st.composite
+def geometries(draw, ndim: int):
+    limit = {1: 60, 2: 16}[ndim]
+    shape = tuple(draw(st.integers(1, limit)) for _ in range(ndim))
+    cell_size = draw(st.integers(1, 8))
+    rank = draw(
+        st.sampled_from([r for r in range(1, 5) if cell_size % r == 0]))
+    levels = draw(st.one_of(st.none(), st.integers(0, 5)))
+    return shape, cell_size, levels, rank
+
+
+def masks(draw, shape, batch):
+    real = draw(st.sampled_from([None, 0.0, 0.1, 0.5, 0.9]))
+    if real is None:
+        return None
+    return random_mask(shape, batch, real, seed=draw(st.integers(0, 99)))
+
+
+@CHECKED
+@given(st.data())
+def test_property_1d(data) -> None:
+    geometry = data.draw(geometries(1))
+    batch = data.draw(st.integers(1, 2))
+    compare(
+        *geometry,
+        batch=batch,
+        heads=data.draw(st.integers(1, 3)),
+        head_dim=data.draw(st.integers(1, 5)),
+        causal=data.draw(st.booleans()),
+        mass=data.draw(st.booleans()),
+        summaries=data.draw(st.booleans()),
+        mask=masks(data.draw, geometry[0], batch))
+
+
+@CHECKED
+@given(st.data())
+def test_property_2d(data) -> None:
+    geometry = data.draw(geometries(2))
+    batch = data.draw(st.integers(1, 2))
+    compare(
+        *geometry,
+        batch=batch,
+        heads=data.draw(st.integers(1, 3)),
+        head_dim=data.draw(st.integers(1, 5)),
+        mass=data.draw(st.booleans()),
+        summaries=data.draw(st.booleans()),
+        mask=masks(data.draw, geometry[0], batch),
+        dropout_p=data.draw(st.sampled_from([0.0, 0.3])),
+        dropout_seed=data.draw(st.integers(0, 9)))

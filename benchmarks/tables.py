@@ -53,11 +53,12 @@ def speed() -> Optional[str]:
         milliseconds(r['sdpa_seconds']), f'**{r["speedup"]:.1f} ×**',
         f'{r["speedup_by_flops"]:.0f} ×'
     ] for r in found['speed']['rows']]
-    return ('The operation against PyTorch\'s attention over all tokens '
-            '(float32, 3 heads × 32, batch 1, inference):\n\n' + table([
-                'tokens', 'FMA, ms', 'SDPA, ms', 'faster', 'by FLOPs'
-            ], rows) + f'\n\n{where(found["speed"]["environment"])}; '
-            '`python kernels/benchmarks/cpu.py`')
+    return (
+        'The operation against PyTorch\'s attention over all tokens '
+        '(float32, 3 heads × 32, batch 1, inference):\n\n' +
+        table(['tokens', 'FMA, ms', 'SDPA, ms', 'faster', 'by FLOPs'], rows) +
+        f'\n\n{where(found["speed"]["environment"])}; '
+        '`python kernels/benchmarks/cpu.py`')
 
 
 def op_details() -> Optional[str]:
@@ -69,22 +70,22 @@ def op_details() -> Optional[str]:
     if 'scaling' in found:
         rows = [[
             f'{r["side"]} × {r["side"]}, cell {r["cell_size"]}',
-            f'{r["visited_pairs"] / 1e6:.1f}', milliseconds(r['fma_seconds']),
-            f'{r["growth_over_pairs"]:.2f}'
+            f'{r["visited_pairs"] / 1e6:.1f}',
+            milliseconds(r['fma_seconds']), f'{r["growth_over_pairs"]:.2f}'
         ] for r in found['scaling']['rows']]
         parts.append(
             'Time against the pairs that the definition visits; the last '
             'column is the growth of the one over that of the other, from '
-            '64 × 64:\n\n' + table(
-                ['tokens', 'pairs a head, M', 'ms', 'growth'], rows))
+            '64 × 64:\n\n' +
+            table(['tokens', 'pairs a head, M', 'ms', 'growth'], rows))
     if 'memory' in found:
         rows = [[
             f'{r["side"]} × {r["side"]}, cell {r["cell_size"]}',
             f'{r["forward"]:.2f}', f'{r["training"]:.2f}'
         ] for r in found['memory']['rows']]
         parts.append(
-            'Peak memory beyond the inputs, over the bytes of q + k + v:\n\n'
-            + table(['tokens', 'inference', 'forward and backward'], rows))
+            'Peak memory beyond the inputs, over the bytes of q + k + v:\n\n' +
+            table(['tokens', 'inference', 'forward and backward'], rows))
     if 'near_field' in found:
         rows = [[
             f'{r["side"]} × {r["side"]}, cell {r["cell_size"]}',
@@ -114,14 +115,13 @@ def backbones() -> Optional[str]:
         rows.append([
             f'`{Path(r["config"]).stem}`, {side}',
             f'{r["parameters"] / 1e6:.1f}',
-            milliseconds(r['latency_seconds']),
-            f'{r["ratio_of_medians"]:.2f}',
+            milliseconds(r['latency_seconds']), f'{r["ratio_of_medians"]:.2f}',
             f'{r["peak_memory_bytes"] / 2**20:.0f}'
         ])
     return ('Backbones alone, one image, float32; the ratio is to '
-            'mmpretrain\'s Swin-T:\n\n' + table(
-                ['config, pixels', 'params, M', 'ms', 'ratio', 'peak MiB'],
-                rows) + f'\n\n{where(found["environment"])}; '
+            'mmpretrain\'s Swin-T:\n\n' +
+            table(['config, pixels', 'params, M', 'ms', 'ratio', 'peak MiB'],
+                  rows) + f'\n\n{where(found["environment"])}; '
             '`python tools/analysis_tools/benchmark.py`')
 
 
@@ -132,18 +132,19 @@ def shipped() -> Optional[str]:
         return None
     rows = []
     for name, key in (('LabelMeFacade, 189 held-out photographs',
-                       'labelmefacade'),
-                      ('CamVid, 101 validation frames', 'camvid')):
+                       'labelmefacade'), ('CamVid, 101 validation frames',
+                                          'camvid')):
         metrics = found['metrics']
         rows.append([name] + [
             f'{metrics[f"{key}/{metric}"]:.1f}'
             for metric in ('mIoU', 'aAcc', 'mAcc')
         ])
-    return ('The shipped weights, trained from scratch on a CPU for about '
-            'an hour:\n\n' + table(
-                ['validation set', 'mIoU', 'pixel accuracy', 'mean accuracy'],
-                rows) + f'\n\n`python tools/test.py {found["config"]} '
-            f'{found["checkpoint"]}`')
+    return (
+        'The shipped weights, trained from scratch on a CPU for about '
+        'an hour:\n\n' +
+        table(['validation set', 'mIoU', 'pixel accuracy', 'mean accuracy'],
+              rows) + f'\n\n`python tools/test.py {found["config"]} '
+        f'{found["checkpoint"]}`')
 
 
 def classification() -> Optional[str]:
@@ -152,9 +153,10 @@ def classification() -> Optional[str]:
     if not found:
         return None
     top1 = found['metrics']['accuracy/top1']
-    return ('Classification, trained from scratch on a CPU:\n\n' + table(
-        ['config', 'test images', 'top-1, %'],
-        [[f'`{Path(found["config"]).stem}`', '10,000', f'{top1:.2f}']]))
+    return (
+        'Classification, trained from scratch on a CPU:\n\n' +
+        table(['config', 'test images', 'top-1, %'],
+              [[f'`{Path(found["config"]).stem}`', '10,000', f'{top1:.2f}']]))
 
 
 TABLES: Dict[str, Callable[[], Optional[str]]] = {

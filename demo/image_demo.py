@@ -26,8 +26,7 @@ from PIL import Image, ImageOps, ImageShow
 
 ROOT = Path(__file__).resolve().parents[1]
 # The model of a call without CONFIG and CHECKPOINT; change both together.
-DEMO_CONFIG = ROOT / (
-    'configs/street/fma-nano_fpn_1xb8-2k_street8-256x256.py')
+DEMO_CONFIG = ROOT / ('configs/street/fma-nano_fpn_1xb8-2k_street8-256x256.py')
 DEMO_CHECKPOINT = ROOT / 'demo/weights/fma-nano_fpn_street8.pth'
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Callable, Dict, List
 
 import torch
-from fma_kernels import Hierarchy, fma2d
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from fma_kernels import Hierarchy, fma2d
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
 from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
@@ -32,8 +32,8 @@ def qkv(side: int, heads: int, dim: int) -> List[Tensor]:
 
 def full_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """SDPA over all tokens, heads first."""
-    heads_first = (x.flatten(1, 2).transpose(1, 2)
-                   for x in (query, key, value))
+    heads_first = (
+        x.flatten(1, 2).transpose(1, 2) for x in (query, key, value))
     return scaled_dot_product_attention(*heads_first)
 
 
@@ -61,8 +61,10 @@ def speed(args) -> List[dict]:
     rows = []
     for side in (128, 256):
         tensors = qkv(side, args.heads, args.dim)
-        errors = {cell: check(side, cell, args.heads, args.dim)
-                  for cell in (8, 4)}
+        errors = {
+            cell: check(side, cell, args.heads, args.dim)
+            for cell in (8, 4)
+        }
         calls: Dict[str, Callable] = {
             cell: (lambda cell=cell: fma2d(*tensors, cell_size=cell))
             for cell in (8, 4)
@@ -74,12 +76,16 @@ def speed(args) -> List[dict]:
             hierarchy = Hierarchy((side, side), cell)
             ours = summarise(samples[cell])
             rows.append(
-                dict(side=side, cell_size=cell, errors=errors[cell],
-                     fma_seconds=ours, sdpa_seconds=sdpa,
-                     speedup=sdpa['median'] / ours['median'],
-                     speedup_by_flops=side**4 / hierarchy.visited_pairs,
-                     gflops=hierarchy.flops(args.heads, args.dim) /
-                     ours['median'] / 1e9))
+                dict(
+                    side=side,
+                    cell_size=cell,
+                    errors=errors[cell],
+                    fma_seconds=ours,
+                    sdpa_seconds=sdpa,
+                    speedup=sdpa['median'] / ours['median'],
+                    speedup_by_flops=side**4 / hierarchy.visited_pairs,
+                    gflops=hierarchy.flops(args.heads, args.dim) /
+                    ours['median'] / 1e9))
             print_row('speed', rows[-1])
     return rows
 
@@ -92,18 +98,21 @@ def scaling(args) -> List[dict]:
         for side in (64, 128, 256, 512):
             tensors = qkv(side, args.heads, args.dim)
             calls[side] = (lambda t=tensors, c=cell: fma2d(*t, cell_size=c))
-        samples = time_interleaved(calls, repeats=args.repeats, warmup=2,
-                                   least_seconds=0.2)
+        samples = time_interleaved(
+            calls, repeats=args.repeats, warmup=2, least_seconds=0.2)
         base = None
         for side in calls:
             pairs = Hierarchy((side, side), cell).visited_pairs
             seconds = summarise(samples[side])
             base = base or (seconds['median'], pairs)
             rows.append(
-                dict(side=side, cell_size=cell, visited_pairs=pairs,
-                     fma_seconds=seconds,
-                     growth_over_pairs=(seconds['median'] / base[0]) /
-                     (pairs / base[1])))
+                dict(
+                    side=side,
+                    cell_size=cell,
+                    visited_pairs=pairs,
+                    fma_seconds=seconds,
+                    growth_over_pairs=(seconds['median'] / base[0]) /
+                    (pairs / base[1])))
             print_row('scaling', rows[-1])
     return rows
 
@@ -131,8 +140,12 @@ def memory(args) -> List[dict]:
             extra = peak_memory(forward)
         training()
         rows.append(
-            dict(side=side, cell_size=cell, qkv_bytes=size,
-                 forward=extra / size, training=peak_memory(training) / size))
+            dict(
+                side=side,
+                cell_size=cell,
+                qkv_bytes=size,
+                forward=extra / size,
+                training=peak_memory(training) / size))
         print_row('memory', rows[-1])
     return rows
 
@@ -154,8 +167,11 @@ def near_blocks(side: int, cell: int):
         row[:len(found)] = torch.tensor(found)
     none = torch.zeros_like(count)
     return BlockMask.from_kv_blocks(
-        none[None, None], torch.zeros_like(index)[None, None],
-        count[None, None], index[None, None], BLOCK_SIZE=cell * cell)
+        none[None, None],
+        torch.zeros_like(index)[None, None],
+        count[None, None],
+        index[None, None],
+        BLOCK_SIZE=cell * cell)
 
 
 def near_field(args) -> List[dict]:
@@ -168,8 +184,7 @@ def near_field(args) -> List[dict]:
             flex = torch.compile(flex_attention, dynamic=False)
             mask = near_blocks(side, cell)
             tensors = [
-                torch.randn(1, args.heads, side**2, args.dim)
-                for _ in range(3)
+                torch.randn(1, args.heads, side**2, args.dim) for _ in range(3)
             ]
             images = qkv(side, args.heads, args.dim)
             calls = dict(
@@ -177,17 +192,21 @@ def near_field(args) -> List[dict]:
                 fma=lambda: fma2d(*images, cell_size=cell))
             samples = time_interleaved(calls, repeats=args.repeats, warmup=2)
             hierarchy = Hierarchy((side, side), cell)
-            pairs = dict(flex=hierarchy.near_pairs,
-                         fma=hierarchy.visited_pairs)
+            pairs = dict(
+                flex=hierarchy.near_pairs, fma=hierarchy.visited_pairs)
             seconds = {name: summarise(samples[name]) for name in calls}
             per_key = {
                 name: seconds[name]['median'] / pairs[name] / args.heads * 1e9
                 for name in calls
             }
             rows.append(
-                dict(side=side, cell_size=cell, pairs=pairs, seconds=seconds,
-                     nanoseconds_per_key=per_key,
-                     fma_over_flex=per_key['fma'] / per_key['flex']))
+                dict(
+                    side=side,
+                    cell_size=cell,
+                    pairs=pairs,
+                    seconds=seconds,
+                    nanoseconds_per_key=per_key,
+                    fma_over_flex=per_key['fma'] / per_key['flex']))
             print_row('near_field', rows[-1])
     return rows
 
@@ -201,15 +220,15 @@ def print_row(part: str, row: dict) -> None:
     print(part, numbers, flush=True)
 
 
-PARTS = dict(speed=speed, scaling=scaling, memory=memory,
-             near_field=near_field)
+PARTS = dict(
+    speed=speed, scaling=scaling, memory=memory, near_field=near_field)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--parts', nargs='+', choices=PARTS,
-                        default=list(PARTS))
+    parser.add_argument(
+        '--parts', nargs='+', choices=PARTS, default=list(PARTS))
     parser.add_argument('--heads', type=int, default=3)
     parser.add_argument('--dim', type=int, default=32)
     parser.add_argument('--threads', type=int, default=2)
@@ -226,8 +245,12 @@ def main() -> None:
             rows = PARTS[part](args)
         results[part] = dict(
             environment=collect_environment('cpu', args.seed),
-            setting=dict(heads=args.heads, head_dim=args.dim, batch=1,
-                         dtype='float32', repeats=args.repeats),
+            setting=dict(
+                heads=args.heads,
+                head_dim=args.dim,
+                batch=1,
+                dtype='float32',
+                repeats=args.repeats),
             rows=rows)
         write_json(args.out, results)
 

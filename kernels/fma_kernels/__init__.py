@@ -6,6 +6,6 @@ from .naive import naive
 from .pooling import average_pyramid
 
 __all__ = [
-    'Footprint', 'Hierarchy', 'Summary', 'auto_num_levels',
-    'average_pyramid', 'explain_backend', 'fma1d', 'fma2d', 'merge', 'naive'
+    'Footprint', 'Hierarchy', 'Summary', 'auto_num_levels', 'average_pyramid',
+    'explain_backend', 'fma1d', 'fma2d', 'merge', 'naive'
 ]

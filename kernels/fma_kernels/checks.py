@@ -89,8 +89,7 @@ def check_summaries(name: str, summaries: Optional[List[Tensor]],
                          f'{len(summaries)}')
     for level, (x, grid) in enumerate(zip(summaries, hierarchy.grids), 1):
         _check_tensor(f'{name} of level {level}', x)
-        shape = (query.shape[0], *grid, hierarchy.num_parts,
-                 *query.shape[-2:])
+        shape = (query.shape[0], *grid, hierarchy.num_parts, *query.shape[-2:])
         if x.shape != shape:
             raise ValueError(f'{name} of level {level} must be '
                              f'[B, *grid_l, rank ** d, heads, head_dim] = '
@@ -104,9 +103,8 @@ def check_summaries(name: str, summaries: Optional[List[Tensor]],
                              f'{x.device}')
 
 
-def check_biases(near_bias: Optional[Tensor],
-                 far_bias: Optional[List[Tensor]], heads: int,
-                 hierarchy: Hierarchy) -> None:
+def check_biases(near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
+                 heads: int, hierarchy: Hierarchy) -> None:
     """``near_bias [heads, (4m-1)^d]``; ``far_bias [heads, rank^d, 7^d]``."""
     d, m = hierarchy.ndim, hierarchy.cell_size
     if near_bias is not None:

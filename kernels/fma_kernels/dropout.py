@@ -24,7 +24,8 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def keep_mask(seed: Union[int, Tensor], p: float, row: Tensor, key: Tensor) -> Tensor:
+def keep_mask(seed: Union[int, Tensor], p: float, row: Tensor,
+              key: Tensor) -> Tensor:
     """Which weights survive.
 
     Args:

@@ -71,14 +71,18 @@ def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
          return_lse: bool) -> Output:
     query, key, value = _under_autocast([query, key, value])
     checks.check_qkv(query, key, value, ndim)
-    checks.check_options(scale, dropout_p, dropout_seed, causal=causal,
-                         mass=mass, return_lse=return_lse)
+    checks.check_options(
+        scale,
+        dropout_p,
+        dropout_seed,
+        causal=causal,
+        mass=mass,
+        return_lse=return_lse)
     checks.check_key_mask(key_mask, query)
-    geometry = Hierarchy(tuple(query.shape[1:-2]), cell_size, num_levels,
-                         rank, causal)
+    geometry = Hierarchy(
+        tuple(query.shape[1:-2]), cell_size, num_levels, rank, causal)
     checks.check_summaries('key_summaries', key_summaries, query, geometry)
-    checks.check_summaries('value_summaries', value_summaries, query,
-                           geometry)
+    checks.check_summaries('value_summaries', value_summaries, query, geometry)
     checks.check_biases(near_bias, far_bias, query.shape[-2], geometry)
     backend = _choose_backend(backend, near_bias, far_bias)
 
@@ -107,8 +111,8 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
             key_summaries: Optional[List[Tensor]],
             value_summaries: Optional[List[Tensor]], mass: bool, scale: float,
             key_mask: Optional[Tensor], dropout_p: float,
-            dropout_seed: Optional[int], geometry: Hierarchy
-            ) -> Tuple[Tensor, Tensor]:
+            dropout_seed: Optional[int],
+            geometry: Hierarchy) -> Tuple[Tensor, Tensor]:
     """Pools what is not given, packs the levels and calls the core op."""
     batch, (heads, dim) = query.shape[0], query.shape[-2:]
 
@@ -120,15 +124,15 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
         return pack(list(levels), geometry.ndim).to(x.dtype)
 
     if geometry.num_levels:
-        counts = pack(masses(geometry, key_mask, query.device),
-                      geometry.ndim)
+        counts = pack(masses(geometry, key_mask, query.device), geometry.ndim)
     else:
         counts = torch.zeros((1, 0), dtype=torch.int64, device=query.device)
     seed = None
     if dropout_p > 0:
         # A tensor, so that a compiled graph draws anew at every call.
-        seed = (torch.randint(0, 2**31 - 1, ()) if dropout_seed is None else
-                torch.tensor(dropout_seed))
+        seed = (
+            torch.randint(0, 2**31 - 1, ())
+            if dropout_seed is None else torch.tensor(dropout_seed))
     return attention(query, key, value, packed(key, key_summaries),
                      packed(value, value_summaries), counts, key_mask, seed,
                      geometry.cell_size, geometry.num_levels, geometry.rank,
@@ -191,13 +195,26 @@ def fma1d(query: Tensor,
         TypeError, ValueError: naming the argument, what was given and what
             is allowed.
     """
-    return _fma(1, query, key, value, cell_size=cell_size,
-                num_levels=num_levels, rank=rank,
-                key_summaries=key_summaries, value_summaries=value_summaries,
-                causal=causal, mass=mass, scale=scale, key_mask=key_mask,
-                near_bias=near_bias, far_bias=far_bias, dropout_p=dropout_p,
-                dropout_seed=dropout_seed, backend=backend,
-                return_lse=return_lse)
+    return _fma(
+        1,
+        query,
+        key,
+        value,
+        cell_size=cell_size,
+        num_levels=num_levels,
+        rank=rank,
+        key_summaries=key_summaries,
+        value_summaries=value_summaries,
+        causal=causal,
+        mass=mass,
+        scale=scale,
+        key_mask=key_mask,
+        near_bias=near_bias,
+        far_bias=far_bias,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        backend=backend,
+        return_lse=return_lse)
 
 
 def fma2d(query: Tensor,
@@ -244,10 +261,23 @@ def fma2d(query: Tensor,
         TypeError, ValueError: naming the argument, what was given and what
             is allowed.
     """
-    return _fma(2, query, key, value, cell_size=cell_size,
-                num_levels=num_levels, rank=rank,
-                key_summaries=key_summaries, value_summaries=value_summaries,
-                causal=False, mass=mass, scale=scale, key_mask=key_mask,
-                near_bias=near_bias, far_bias=far_bias, dropout_p=dropout_p,
-                dropout_seed=dropout_seed, backend=backend,
-                return_lse=return_lse)
+    return _fma(
+        2,
+        query,
+        key,
+        value,
+        cell_size=cell_size,
+        num_levels=num_levels,
+        rank=rank,
+        key_summaries=key_summaries,
+        value_summaries=value_summaries,
+        causal=False,
+        mass=mass,
+        scale=scale,
+        key_mask=key_mask,
+        near_bias=near_bias,
+        far_bias=far_bias,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        backend=backend,
+        return_lse=return_lse)

@@ -172,8 +172,8 @@ class Hierarchy:
         """
         reach = None if self.num_levels == 0 else 1
         return [
-            other for other in product(*self._window(cell, self.leaf_grid,
-                                                     reach))
+            other
+            for other in product(*self._window(cell, self.leaf_grid, reach))
             if not self.causal or other <= cell
         ]
 
@@ -186,8 +186,8 @@ class Hierarchy:
             parents = tuple(-(-size // 2) for size in grid)
             parent = tuple(c // 2 for c in cell)
             window = [
-                range(2 * axis.start, min(2 * axis.stop, size)) for axis, size
-                in zip(self._window(parent, parents, 1), grid)
+                range(2 * axis.start, min(2 * axis.stop, size))
+                for axis, size in zip(self._window(parent, parents, 1), grid)
             ]
         return [
             other for other in product(*window)
@@ -223,11 +223,10 @@ class Hierarchy:
         query = tuple(q % size for q, size in zip(query, self.shape))
         leaf = tuple(q // self.cell_size for q in query)
         near = [
-            token for cell in self.neighbours(leaf)
-            for token in product(*(range(
-                c * self.cell_size,
-                min((c + 1) * self.cell_size, size))
-                                   for c, size in zip(cell, self.shape)))
+            token for cell in self.neighbours(leaf) for token in product(
+                *(range(c * self.cell_size, min((c + 1) *
+                                                self.cell_size, size))
+                  for c, size in zip(cell, self.shape)))
             if not self.causal or token <= query
         ]
         far = []
@@ -242,8 +241,8 @@ class Hierarchy:
         width = self.widths[level - 1]
         side = width // self.rank
         found = []
-        for part, sub in enumerate(product(range(self.rank),
-                                           repeat=self.ndim)):
+        for part, sub in enumerate(
+                product(range(self.rank), repeat=self.ndim)):
             start = tuple(c * width + s * side for c, s in zip(cell, sub))
             stop = tuple(
                 min(low + side, size) for low, size in zip(start, self.shape))
@@ -334,7 +333,6 @@ def _windowed(counts: Tensor, reach: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def hierarchy(shape: Tuple[int, ...], cell_size: int,
-              num_levels: Optional[int], rank: int,
-              causal: bool) -> Hierarchy:
+              num_levels: Optional[int], rank: int, causal: bool) -> Hierarchy:
     """A shared :class:`Hierarchy`: the same geometry is built once."""
     return Hierarchy(shape, cell_size, num_levels, rank, causal)

@@ -26,8 +26,7 @@ def merge(outputs: Sequence[Tensor],
     stacked = torch.stack(tuple(lses))  # [sets, ..., heads]
     # A finite pivot keeps -inf - -inf out of values and gradients; that of
     # torch.logsumexp is NaN where every set is empty.
-    pivot = stacked.detach().amax(0).clamp(
-        min=torch.finfo(stacked.dtype).min)
+    pivot = stacked.detach().amax(0).clamp(min=torch.finfo(stacked.dtype).min)
     weights = torch.exp(stacked - pivot)
     total = weights.sum(0)
     empty = total == 0

@@ -43,8 +43,8 @@ def visibility(hierarchy: Hierarchy,
     if hierarchy.causal:
         near = near & (tokens >= tokens.T)
     columns = [near]
-    for level, (width, grid) in enumerate(
-            zip(hierarchy.widths, hierarchy.grids), 1):
+    for level, (width,
+                grid) in enumerate(zip(hierarchy.widths, hierarchy.grids), 1):
         here = tokens // width
         cells = _coordinates(grid, device)
         seen = _distance(here, cells) > 1
@@ -129,8 +129,11 @@ def naive(query: Tensor,
     if key_mask is not None:
         tokens = key_mask.flatten(1).to(torch.int64)
     weight = torch.cat(
-        [tokens] + [level.flatten(1).expand(tokens.shape[0], -1)
-                    for level in masses(hierarchy, key_mask, device)], dim=1)
+        [tokens] + [
+            level.flatten(1).expand(tokens.shape[0], -1)
+            for level in masses(hierarchy, key_mask, device)
+        ],
+        dim=1)
     absent = weight == 0  # [B or 1, N + M_total]
 
     def with_summaries(x: Tensor, levels: List[Tensor]) -> Tensor:

@@ -21,8 +21,8 @@ def _hierarchy(query: Tensor, cell_size: int, num_levels: int, rank: int,
 
 
 def _empty_outputs(query: Tensor) -> Tuple[Tensor, Tensor]:
-    lse = query.new_empty(query.shape[:-1],
-                          dtype=accumulation_dtype(query.dtype))
+    lse = query.new_empty(
+        query.shape[:-1], dtype=accumulation_dtype(query.dtype))
     return query.new_empty(query.shape), lse
 
 
@@ -31,8 +31,8 @@ def _empty_grads(*inputs: Tensor) -> Tuple[Tensor, ...]:
 
 
 @torch.library.custom_op('fma_kernels::attention', mutates_args=())
-def attention(query: Tensor, key: Tensor, value: Tensor,
-              key_summaries: Tensor, value_summaries: Tensor, mass: Tensor,
+def attention(query: Tensor, key: Tensor, value: Tensor, key_summaries: Tensor,
+              value_summaries: Tensor, mass: Tensor,
               key_mask: Optional[Tensor], seed: Optional[Tensor],
               cell_size: int, num_levels: int, rank: int, causal: bool,
               use_mass: bool, scale: float, dropout_p: float,
@@ -72,26 +72,25 @@ def attention_backward(
         grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
         value: Tensor, key_summaries: Tensor, value_summaries: Tensor,
         mass: Tensor, key_mask: Optional[Tensor], seed: Optional[Tensor],
-        lse: Tensor, cell_size: int, num_levels: int, rank: int,
-        causal: bool, use_mass: bool, scale: float, dropout_p: float,
+        lse: Tensor, cell_size: int, num_levels: int, rank: int, causal: bool,
+        use_mass: bool, scale: float, dropout_p: float,
         backend: str) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, key and value summaries."""
     if not query.shape[0]:
-        return _empty_grads(query, key, value, key_summaries,
-                            value_summaries)
+        return _empty_grads(query, key, value, key_summaries, value_summaries)
     grads = BACKENDS[backend].backward(
         grad_out, grad_lse, query, key, value, key_summaries,
         value_summaries, mass, key_mask,
-        _hierarchy(query, cell_size, num_levels, rank, causal), use_mass,
-        scale, dropout_p, seed, lse)
+        _hierarchy(query, cell_size, num_levels, rank,
+                   causal), use_mass, scale, dropout_p, seed, lse)
     # The compiler relies on the strides that the fake kernel promises.
     return tuple(grad.contiguous() for grad in grads)
 
 
 @attention_backward.register_fake
 def _(grad_out, grad_lse, query, key, value, key_summaries, value_summaries,
-      mass, key_mask, seed, lse, cell_size, num_levels, rank, causal,
-      use_mass, scale, dropout_p, backend):
+      mass, key_mask, seed, lse, cell_size, num_levels, rank, causal, use_mass,
+      scale, dropout_p, backend):
     return _empty_grads(query, key, value, key_summaries, value_summaries)
 
 
@@ -110,8 +109,7 @@ def _backward(ctx, grad_out, grad_lse):
     # A query without any key has no gradient, whatever arrives: the slope
     # of a log-sum-exp of nothing is NaN in many a caller's graph.
     grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0)
-    grads = attention_backward(grad_out, grad_lse, *tensors, lse,
-                               *ctx.options)
+    grads = attention_backward(grad_out, grad_lse, *tensors, lse, *ctx.options)
     return (*grads, *[None] * (3 + len(ctx.options)))
 
 

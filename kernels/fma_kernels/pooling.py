@@ -32,8 +32,10 @@ def _block_sum(x: Tensor, blocks: Tuple[int, ...],
     """
     ndim = len(sizes)
     tail = x.shape[1 + ndim:]
-    pad = [size * block - x.shape[1 + axis]
-           for axis, (size, block) in enumerate(zip(sizes, blocks))]
+    pad = [
+        size * block - x.shape[1 + axis]
+        for axis, (size, block) in enumerate(zip(sizes, blocks))
+    ]
     if any(pad):
         # F.pad counts from the last axis.
         spec = [0, 0] * len(tail)
@@ -56,8 +58,10 @@ def lattice_to_cells(x: Tensor, grid: Tuple[int, ...], rank: int) -> Tensor:
     tail = x.shape[1 + ndim:]
     split = [n for size in grid for n in (size, rank)]
     x = x.reshape(x.shape[0], *split, *tail)
-    order = [0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2),
-             *range(1 + 2 * ndim, x.dim())]
+    order = [
+        0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2),
+        *range(1 + 2 * ndim, x.dim())
+    ]
     return x.permute(order).reshape(x.shape[0], *grid, rank**ndim, *tail)
 
 

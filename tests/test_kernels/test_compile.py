@@ -5,7 +5,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from fma_kernels import Hierarchy, fma1d, fma2d
-from fma_kernels.ops import attention
+from fma_kernels.ops import attention, attention_backward
 from fma_kernels.pooling import average_pyramid, masses, pack
 from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
                                  random_qkv)
@@ -63,6 +63,19 @@ def test_fake_tensors_know_shapes_and_strides() -> None:
         out, lse = fma2d(*qkv.unbind(3), cell_size=2, return_lse=True)
     assert out.shape == (2, 9, 10, 2, 4) and out.is_contiguous()
     assert lse.dtype == torch.float32 and lse.shape == out.shape[:-1]
+
+
+def test_fake_backward_knows_the_strides() -> None:
+    """Of strided inputs as well: the compiler relies on it."""
+    qkv = torch.randn(2, 9, 10, 3, 2, 4).unbind(3)
+    h = Hierarchy((9, 10), 2)
+    pooled = [pack(average_pyramid(x, h), h.ndim) for x in qkv[1:]]
+    mass = pack(masses(h), h.ndim)
+    out, lse = fma2d(*qkv, cell_size=2, return_lse=True)
+    torch.library.opcheck(
+        attention_backward, (out, lse, *qkv, *pooled, mass, None, None, lse, 2,
+                             h.num_levels, 1, False, True, 0.5, 0.0, 'torch'),
+        test_utils=('test_schema', 'test_faketensor'))
 
 
 def gradients(function, inputs):

@@ -265,6 +265,21 @@ def test_chunks_change_nothing(geometry, cut, monkeypatch) -> None:
     assert chunks
 
 
+@pytest.mark.parametrize('elements, count', [(1, 9), (3000, 6), (8000, 2)])
+@pytest.mark.parametrize('masked', [False, True])
+def test_slabs_change_nothing(elements, count, masked, monkeypatch) -> None:
+    """Heads and images in parts: one, two heads, two images at once."""
+    shape = (13, 10)
+    mask = random_mask(shape, 3, 0.5) if masked else None
+    options = dict(cell_size=2, key_mask=mask, dropout_p=0.2, dropout_seed=7)
+    inputs = list(random_qkv(shape, heads=3, batch=3))
+    expected = run('torch', inputs, shape, False, **options)
+    monkeypatch.setattr(blocked, 'SLAB_ELEMENTS', elements)
+    assert len(list(blocked.slabs(inputs[0]))) == count
+    for a, b in zip(run('torch', inputs, shape, False, **options), expected):
+        assert_close(a, b)
+
+
 def test_the_cut_follows_the_budget(monkeypatch) -> None:
     """Groups are split first, then heads, then the rows of a tile."""
     cuts = []

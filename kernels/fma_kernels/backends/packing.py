@@ -46,10 +46,11 @@ class Rows(NamedTuple):
         return self.data[..., self._dim + 1:]
 
 
-def _empty_rows(heads: int, count: int, tokens: int, dim: int,
-                like: Tensor, dtype: torch.dtype) -> Rows:
+def _empty_rows(heads: int, count: int, tokens: int, dim: int, like: Tensor,
+                dtype: torch.dtype) -> Rows:
     """Uninitialised rows but for the last, which is never attended."""
-    data = torch.empty((heads, count + 1, tokens, 2 * dim + 1), dtype=dtype,
+    data = torch.empty((heads, count + 1, tokens, 2 * dim + 1),
+                       dtype=dtype,
                        device=like.device)
     data[:, -1] = 0
     data[:, -1, :, dim] = -torch.inf
@@ -72,8 +73,9 @@ def _as_grid(cells: Tensor, plan: Tiling, batch: int) -> Tensor:
     """
     d = len(plan.grid)
     groups = [size // side for size, side in zip(plan.grid, plan.group)]
-    view = cells.unflatten(2, plan.cell).unflatten(
-        1, (batch, *groups, *plan.group))
+    view = cells.unflatten(2,
+                           plan.cell).unflatten(1,
+                                                (batch, *groups, *plan.group))
     order = [2 + kind * d + axis for axis in range(d) for kind in range(3)]
     return view.permute(1, *order, 0, 2 + 3 * d)
 
@@ -110,7 +112,8 @@ def pack_queries(query: Tensor, plan: Tiling, scale: float,
     batch, (heads, dim) = query.shape[0], query.shape[-2:]
     packed = torch.empty(
         (heads, batch * plan.num_cells, plan.cell_tokens, dim + 1),
-        dtype=dtype, device=query.device)
+        dtype=dtype,
+        device=query.device)
     to_cells(query, plan, packed[..., :dim])
     packed[..., :dim] *= scale
     packed[..., dim] = 1
@@ -135,9 +138,11 @@ def pack_tokens(key: Tensor, value: Tensor, key_mask: Optional[Tensor],
         bias.zero_()
     else:
         if key_mask is None:
-            key_mask = torch.ones((batch, *grid), dtype=torch.bool,
+            key_mask = torch.ones((batch, *grid),
+                                  dtype=torch.bool,
                                   device=key.device)
-        real = torch.empty((1, count, plan.cell_tokens, 1), dtype=dtype,
+        real = torch.empty((1, count, plan.cell_tokens, 1),
+                           dtype=dtype,
                            device=key.device)
         to_cells(key_mask[..., None, None].to(dtype), plan, real)
         bias.copy_(real[..., 0].log())  # 0 or -inf

@@ -138,8 +138,7 @@ def _exact_list(hierarchy: Hierarchy, level: int, cells: Tensor) -> Tensor:
     return _expand_parts(_compress(number), hierarchy, level)
 
 
-def _expand_parts(cells: Tensor, hierarchy: Hierarchy,
-                  level: int) -> Tensor:
+def _expand_parts(cells: Tensor, hierarchy: Hierarchy, level: int) -> Tensor:
     """Cell numbers ``[T, F]`` -> packed summaries ``[T, F * parts]``."""
     parts = torch.arange(hierarchy.num_parts)
     start = hierarchy.level_starts[level - 1]
@@ -150,15 +149,14 @@ def _expand_parts(cells: Tensor, hierarchy: Hierarchy,
 def _full_attention(hierarchy: Hierarchy) -> Tiling:
     """L = 0: the whole grid is one cell."""
     index = torch.zeros((1, 1), dtype=torch.int64)
-    tokens = KeyList('tokens', False, index,
-                     diagonal=0 if hierarchy.causal else None)
+    tokens = KeyList(
+        'tokens', False, index, diagonal=0 if hierarchy.causal else None)
     ones = (1, ) * hierarchy.ndim
     return Tiling(hierarchy.shape, ones, ones, 1, (tokens, ))
 
 
 def _near_list(hierarchy: Hierarchy, leaves: Tensor, groups: Tensor,
-               number: Callable[[Tensor], Tensor],
-               as_parent: bool) -> KeyList:
+               number: Callable[[Tensor], Tensor], as_parent: bool) -> KeyList:
     """Tokens around tiles that are leaves, or whole groups of leaves."""
     m, d, causal = hierarchy.cell_size, hierarchy.ndim, hierarchy.causal
     high = 3 if as_parent else 2
@@ -166,8 +164,7 @@ def _near_list(hierarchy: Hierarchy, leaves: Tensor, groups: Tensor,
     window = _window(-1, high - causal, d)
     first = 2 * groups if as_parent else leaves
     cells = first[:, None] + window
-    index = number(cells).masked_fill(
-        ~_inside(cells, hierarchy.leaf_grid), -1)
+    index = number(cells).masked_fill(~_inside(cells, hierarchy.leaf_grid), -1)
     hidden = None
     if as_parent:
         far = _distance(window, _window(0, 2, d)[:, None]) > 1
@@ -197,7 +194,8 @@ def _far_list(hierarchy: Hierarchy, groups: Tensor) -> KeyList:
     index = torch.cat([
         _expand_parts(first, hierarchy, 1),
         _compress(torch.cat(upper, dim=1))
-    ], dim=1)
+    ],
+                      dim=1)
     return KeyList('summaries', True, index, hidden)
 
 

@@ -23,8 +23,8 @@ from .tiling import KeyList, tiling
 # Elements of a slab's keys and values, and of a chunk's logits and gathered
 # keys. Measured on two cores: smaller pays for launches, larger falls out of
 # the caches and takes fresh pages from the system at every call.
-SLAB_ELEMENTS = 5 << 20
-CHUNK_ELEMENTS = 3 << 20
+SLAB_ELEMENTS = 8 << 20
+CHUNK_ELEMENTS = 8 << 20
 
 
 class Chunk(NamedTuple):
@@ -62,8 +62,9 @@ def slabs(query: Tensor) -> Iterator[Slab]:
     images = max(SLAB_ELEMENTS // (per_head * step), 1)
     for b in range(0, batch, images):
         for h in range(0, heads, step):
-            yield Slab(slice(b, min(b + images, batch)),
-                       slice(h, min(h + step, heads)), heads)
+            yield Slab(
+                slice(b, min(b + images, batch)),
+                slice(h, min(h + step, heads)), heads)
 
 
 class Problem:
@@ -80,11 +81,10 @@ class Problem:
     """
 
     def __init__(self, slab: Slab, query: Tensor, key: Tensor, value: Tensor,
-                 key_summaries: Tensor, value_summaries: Tensor,
-                 mass: Tensor, key_mask: Optional[Tensor],
-                 hierarchy: Hierarchy, use_mass: bool, scale: float,
-                 dropout_p: float, seed: Optional[Tensor],
-                 buffers: int) -> None:
+                 key_summaries: Tensor, value_summaries: Tensor, mass: Tensor,
+                 key_mask: Optional[Tensor], hierarchy: Hierarchy,
+                 use_mass: bool, scale: float, dropout_p: float,
+                 seed: Optional[Tensor], buffers: int) -> None:
         self.slab, self.hierarchy = slab, hierarchy
         self.plan = tiling(hierarchy)
         query, key, value = (slab.cut(x) for x in (query, key, value))
@@ -100,8 +100,9 @@ class Problem:
             pack_tokens(key, value, slab.cut_images(key_mask), self.plan,
                         self.acc),
             'summaries':
-            pack_summaries(slab.cut(key_summaries), slab.cut(value_summaries),
-                           slab.cut_images(mass), use_mass, self.acc)
+            pack_summaries(
+                slab.cut(key_summaries), slab.cut(value_summaries),
+                slab.cut_images(mass), use_mass, self.acc)
         }
         self.lists = self.plan.lists
         self.lengths = [
@@ -148,8 +149,9 @@ class Problem:
         plan, total = self.plan, max(sum(self.lengths), 1)
         gathered = 2 * self.dim * (self.buffers + 1) // 2
         per_row = self.buffers * plan.tiles_per_group * total
-        per_group = (plan.tile_tokens * per_row +
-                     plan.tiles_per_group * total * gathered)
+        per_group = (
+            plan.tile_tokens * per_row +
+            plan.tiles_per_group * total * gathered)
         if per_group * self.heads <= CHUNK_ELEMENTS:
             groups = CHUNK_ELEMENTS // (per_group * self.heads)
             return self.heads, groups, plan.tile_tokens
@@ -215,13 +217,14 @@ class Problem:
         found = []
         for i, (part, x) in enumerate(zip(self.lists, right)):
             out = self.buffer(f'{name}{i}', *left.shape[:2], x.shape[2])
-            torch.bmm(self._batches(part, left), x[:, 0].transpose(1, 2),
-                      out=self._batches(part, out))
+            torch.bmm(
+                self._batches(part, left),
+                x[:, 0].transpose(1, 2),
+                out=self._batches(part, out))
             found.append(out)
         return found
 
-    def logits(self, query: Tensor, chunk: Chunk,
-               rows: slice) -> List[Tensor]:
+    def logits(self, query: Tensor, chunk: Chunk, rows: slice) -> List[Tensor]:
         """Logits of some rows of a chunk's tiles; -inf where hidden."""
         found = self.products('logits', query,
                               [keys.biased_key for keys in chunk.keys])
@@ -265,11 +268,11 @@ class Problem:
             return None
         query, columns = self._numbers()
         plan, count = self.plan, self.hierarchy.num_tokens
-        group = torch.arange(chunk.groups.start, chunk.groups.stop,
-                             device=self.device)
+        group = torch.arange(
+            chunk.groups.start, chunk.groups.stop, device=self.device)
         image, place = group // plan.num_groups, group % plan.num_groups
-        head = torch.arange(chunk.heads.start, chunk.heads.stop,
-                            device=self.device)
+        head = torch.arange(
+            chunk.heads.start, chunk.heads.stop, device=self.device)
         # [heads, groups, tiles, rows]
         image += self.slab.images.start
         head += self.slab.heads.start
@@ -294,7 +297,8 @@ class Problem:
         count = self.hierarchy.num_tokens
         token = torch.arange(count, device=self.device).view(1, *shape, 1, 1)
         cells = torch.empty((1, plan.num_cells, plan.cell_tokens, 1),
-                            dtype=torch.int64, device=self.device)
+                            dtype=torch.int64,
+                            device=self.device)
         to_cells(token, plan, cells)
         numbers = {'tokens': cells[0, :, :, 0]}  # [cells, t]
         numbers['summaries'] = count + torch.arange(
@@ -306,8 +310,8 @@ class Problem:
             # What -1 stands for is never attended: any number will do.
             index = part.index.to(self.device).clamp(min=0)
             columns.append(numbers[part.source][index].view(
-                plan.num_groups, -1, part.index.shape[1] *
-                numbers[part.source].shape[1]))
+                plan.num_groups, -1,
+                part.index.shape[1] * numbers[part.source].shape[1]))
         return query, columns
 
 
@@ -317,18 +321,21 @@ def forward(query: Tensor, *args) -> Tuple[Tensor, Tensor]:
     Takes the arguments of :class:`Problem` between its first and last.
     """
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    lse = torch.empty((*query.shape[:-1], 1), device=query.device,
+    lse = torch.empty((*query.shape[:-1], 1),
+                      device=query.device,
                       dtype=accumulation_dtype(query.dtype))
     for slab in slabs(query):
-        _forward(Problem(slab, query, *args, buffers=1), slab.cut(out),
-                 slab.cut(lse))
+        _forward(
+            Problem(slab, query, *args, buffers=1), slab.cut(out),
+            slab.cut(lse))
     return out, lse.squeeze(-1)
 
 
 def _forward(p: Problem, out: Tensor, lse: Tensor) -> None:
     """Fills the slab's ``[B, *grid, heads, head_dim]`` and ``[..., 1]``."""
     queries = p.tiles(p.query)
-    row_lse = torch.empty((*queries.shape[:-1], 1), dtype=p.acc,
+    row_lse = torch.empty((*queries.shape[:-1], 1),
+                          dtype=p.acc,
                           device=p.device)
     for chunk in p.chunks():
         for rows in p.row_blocks():
@@ -345,9 +352,10 @@ def _forward(p: Problem, out: Tensor, lse: Tensor) -> None:
             p.weighted(weights, [keys.value for keys in chunk.keys], found)
             # The output takes the place of the queries, row by row.
             shape = queries[place].shape[:-1]
-            torch.div(found.view(*shape, p.dim),
-                      total.masked_fill(total == 0, 1).view(*shape, 1),
-                      out=queries[place][..., :p.dim])
+            torch.div(
+                found.view(*shape, p.dim),
+                total.masked_fill(total == 0, 1).view(*shape, 1),
+                out=queries[place][..., :p.dim])
             row_lse[place] = (total.log_() + pivot).view(*shape, 1)
     from_cells(p.query[..., :p.dim], p.plan, out)
     from_cells(row_lse.view(*p.query.shape[:-1], 1), p.plan, lse)
@@ -374,9 +382,10 @@ def backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
     grads = tuple(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
     for slab in slabs(query):
-        _backward(Problem(slab, *inputs, *args, buffers=2),
-                  slab.cut(grad_out), slab.cut(grad_lse[..., None]),
-                  slab.cut(lse[..., None]), [slab.cut(x) for x in grads])
+        _backward(
+            Problem(slab, *inputs, *args, buffers=2), slab.cut(grad_out),
+            slab.cut(grad_lse[..., None]), slab.cut(lse[..., None]),
+            [slab.cut(x) for x in grads])
     return grads
 
 
@@ -406,8 +415,8 @@ def _backward(p: Problem, grad_out: Tensor, grad_lse: Tensor, lse: Tensor,
             # softmax: w * (slope - sum(w * slope)); lse adds w * grad_lse.
             centre = grad_lse[place].flatten(0, 2).neg()
             keeps = p.keep(chunk, rows) or [None] * len(weights)
-            for i, (weight, slope, keep) in enumerate(
-                    zip(weights, slopes, keeps)):
+            for i, (weight, slope,
+                    keep) in enumerate(zip(weights, slopes, keeps)):
                 weight.sub_(row_lse).exp_()
                 dropped = weight
                 if keep is not None:
@@ -427,11 +436,13 @@ def _backward(p: Problem, grad_out: Tensor, grad_lse: Tensor, lse: Tensor,
     from_cells(p.query[..., :dim], p.plan, query)
     for out, total in zip((key, value), sums['tokens']):
         from_cells(total[:, :-1], p.plan, out)
-    for out, total in zip((key_summaries, value_summaries),
-                          sums['summaries']):
+    for out, total in zip((key_summaries, value_summaries), sums['summaries']):
         # [heads, B * M, 1, c] -> [B, M, heads, c]
-        total = total[:, :-1, 0].unflatten(1, (p.batch, -1)) if out.numel(
-        ) else total[:, :0].view(p.heads, p.batch, 0, dim)
+        total = total[:, :-1,
+                      0].unflatten(1,
+                                   (p.batch,
+                                    -1)) if out.numel() else total[:, :0].view(
+                                        p.heads, p.batch, 0, dim)
         out.copy_(total.permute(1, 2, 0, 3))
 
 
@@ -442,7 +453,8 @@ def _zeros_like(x: Tensor) -> Tensor:
 
 def _packed(p: Problem, x: Tensor) -> Tensor:
     """``[B, *grid, heads, c]`` -> ``[heads, groups, tiles, rows, c]``."""
-    out = torch.empty((*p.query.shape[:-1], x.shape[-1]), dtype=p.acc,
+    out = torch.empty((*p.query.shape[:-1], x.shape[-1]),
+                      dtype=p.acc,
                       device=p.device)
     to_cells(x, p.plan, out)
     return p.tiles(out)
@@ -465,6 +477,7 @@ def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
     if total.is_cuda:  # index_add would use atomics there
         total.index_put_((torch.arange(total.shape[0],
                                        device=total.device)[:, None], index),
-                         rows, accumulate=True)
+                         rows,
+                         accumulate=True)
     else:
         total.index_add_(1, index, rows)

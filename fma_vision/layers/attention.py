@@ -34,12 +34,8 @@ class _FMAttention(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = head_dim_of(dim, num_heads)
-        if rank < 1 or cell_size < 1 or cell_size % rank:
-            raise ValueError(f'rank={rank} must divide cell_size={cell_size}, '
-                             'both positive')
-        if num_levels is not None and num_levels < 0:
-            raise ValueError('num_levels must be None (automatic) or at '
-                             f'least 0, got {num_levels}')
+        # The geometry's own checks, on the smallest grid.
+        Hierarchy((1, ) * self.ndim, cell_size, num_levels, rank)
         if not 0 <= attn_drop < 1:
             raise ValueError(f'attn_drop must be in [0, 1), got {attn_drop}')
         self.cell_size = cell_size
@@ -68,7 +64,7 @@ class _FMAttention(nn.Module):
     def hierarchy(self, *grid: int) -> Hierarchy:
         """The cells this layer uses on a grid of tokens."""
         tree = Hierarchy(grid, self.cell_size, self.num_levels, self.rank,
-                         self.causal)
+                         self.causal).trimmed()
         limit = getattr(self.key_summaries, 'max_levels', None)
         if limit is None or tree.num_levels <= limit:
             return tree
@@ -140,7 +136,7 @@ class FMAttention2D(_FMAttention):
 
     Tokens attend to the 3 x 3 leaf cells around their own one by one, and to
     all others through summaries that grow coarser with distance, under one
-    softmax: O(n) keys visited in 2D at a fixed number of top cells.
+    softmax: O(log n) keys per query.
 
     Args:
         dim (int): Channels.

@@ -125,8 +125,10 @@ class GroupedConvSummaries(nn.Module):
             # -> [B, *grid_l, rank**d, heads, head_dim]
             axes = tuple(range(1, self.ndim + 2))
             part = part.permute(*axes, self.ndim + 3, self.ndim + 2, 0)
-            real = mass.clamp(min=1).to(x.dtype)[..., None, None]
-            out.append(mean + part / real)
+            # Divided in float32 or wider: a large mass overflows in half.
+            real = mass.clamp(min=1)[..., None, None]
+            dtype = pooling.accumulation_dtype(x.dtype)
+            out.append(mean + (part.to(dtype) / real).to(x.dtype))
         return out
 
 

@@ -1,4 +1,5 @@
 """Argument checks of the public ops, and what each backend can run."""
+from math import isfinite
 from typing import List, Optional
 
 import torch
@@ -49,6 +50,8 @@ def check_options(scale, dropout_p, dropout_seed, **flags) -> None:
     if scale is not None and (isinstance(scale, bool)
                               or not isinstance(scale, (int, float))):
         raise TypeError(f'scale must be a number or None, got {scale!r}')
+    if scale is not None and not isfinite(scale):
+        raise ValueError(f'scale must be finite, got {scale!r}')
     if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
         raise TypeError(f'dropout_p must be a number, got {dropout_p!r}')
     if not 0 <= dropout_p < 1:
@@ -144,15 +147,30 @@ def refuse_torch(near_bias: Optional[Tensor],
     return None
 
 
-def can_run_torch(near_bias: Optional[Tensor] = None,
-                  far_bias: Optional[List[Tensor]] = None,
-                  raise_error: bool = False) -> bool:
-    """Whether the blocked PyTorch backend takes these arguments.
+def refuse_naive(near_bias: Optional[Tensor],
+                 far_bias: Optional[List[Tensor]]) -> Optional[str]:
+    """The oracle runs everything: None."""
+    return None
+
+
+# Best first: 'auto' takes the first that does not refuse.
+REFUSALS = {'torch': refuse_torch, 'naive': refuse_naive}
+
+
+def can_run(backend: str,
+            near_bias: Optional[Tensor] = None,
+            far_bias: Optional[List[Tensor]] = None,
+            raise_error: bool = False) -> bool:
+    """Whether a backend takes these arguments.
 
     Raises:
-        ValueError: with the reason, if ``raise_error``.
+        ValueError: if there is no such backend; with the reason, if it
+            cannot run and ``raise_error`` is set.
     """
-    reason = refuse_torch(near_bias, far_bias)
+    if backend not in REFUSALS:
+        raise ValueError(f"backend must be 'auto' or one of {list(REFUSALS)}, "
+                         f'got {backend!r}')
+    reason = REFUSALS[backend](near_bias, far_bias)
     if reason is not None and raise_error:
-        raise ValueError(f"backend='torch' cannot run: {reason}")
+        raise ValueError(f'backend={backend!r} cannot run: {reason}')
     return reason is None

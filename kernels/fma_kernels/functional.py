@@ -11,11 +11,6 @@ from .naive import naive
 from .ops import attention
 from .pooling import average_pyramid, masses, pack
 
-# Best first: 'auto' takes the first that does not refuse.
-_REFUSALS = {
-    'torch': checks.refuse_torch,
-    'naive': lambda near_bias, far_bias: None,
-}
 Output = Union[Tensor, Tuple[Tensor, Tensor]]
 
 
@@ -27,7 +22,7 @@ def explain_backend(near_bias: Optional[Tensor] = None,
         One line per backend that was considered, the chosen one last.
     """
     lines = []
-    for name, refuse in _REFUSALS.items():
+    for name, refuse in checks.REFUSALS.items():
         reason = refuse(near_bias, far_bias)
         lines.append(f'{name}: {reason or "chosen"}')
         if reason is None:
@@ -37,14 +32,10 @@ def explain_backend(near_bias: Optional[Tensor] = None,
 
 def _choose_backend(backend: str, near_bias, far_bias) -> str:
     if backend == 'auto':
-        return next(name for name, refuse in _REFUSALS.items()
-                    if refuse(near_bias, far_bias) is None)
-    if backend not in _REFUSALS:
-        raise ValueError(f"backend must be 'auto' or one of "
-                         f'{list(_REFUSALS)}, got {backend!r}')
-    reason = _REFUSALS[backend](near_bias, far_bias)
-    if reason is not None:
-        raise ValueError(f'backend={backend!r} cannot run: {reason}')
+        return next(
+            name for name in checks.REFUSALS
+            if checks.can_run(name, near_bias, far_bias))
+    checks.can_run(backend, near_bias, far_bias, raise_error=True)
     return backend
 
 
@@ -115,13 +106,20 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
             geometry: Hierarchy) -> Tuple[Tensor, Tensor]:
     """Pools what is not given, packs the levels and calls the core op."""
     batch, (heads, dim) = query.shape[0], query.shape[-2:]
+    geometry = geometry.trimmed()
 
     def packed(x: Tensor, levels: Optional[List[Tensor]]) -> Tensor:
         if levels is None:
             levels = average_pyramid(x, geometry, key_mask)
         if not levels:
             return x.new_zeros((batch, 0, heads, dim))
-        return pack(list(levels), geometry.ndim).to(x.dtype)
+        # What is given beyond the needed levels is attended by nobody: it
+        # stays in the graph, with a gradient of zero.
+        parts = [level.flatten(1, 1 + geometry.ndim) for level in levels]
+        parts[geometry.num_levels:] = [
+            part[:, :0] for part in parts[geometry.num_levels:]
+        ]
+        return torch.cat(parts, dim=1).to(x.dtype)
 
     if geometry.num_levels:
         counts = pack(masses(geometry, key_mask, query.device), geometry.ndim)
@@ -173,6 +171,7 @@ def fma1d(query: Tensor,
         key_summaries, value_summaries: per level ``[B, cells, rank, heads,
             head_dim]``; the average over real tokens by default.
         causal: query i sees tokens j <= i and cells strictly to the left.
+            As in any masked product, 0 times a later NaN or Inf is NaN.
         mass: add log(number of tokens) to a summary's logit.
         scale: factor of the logits, ``head_dim ** -0.5`` by default.
         key_mask: bool ``[B, N]``, True = real. Masked keys and values may
@@ -190,6 +189,7 @@ def fma1d(query: Tensor,
         ``[B, N, heads, head_dim]`` in the dtype of ``query``; with
         ``return_lse`` also ``[B, N, heads]`` in float32 (float64 for
         float64). A query without any real key gets 0 and -inf.
+        Differentiable once, not twice.
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what

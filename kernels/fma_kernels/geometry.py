@@ -4,7 +4,7 @@ Everything here is plain integers. One implementation serves 1D and 2D: a
 *cell* is a tuple with one coordinate per axis, and all rules are Chebyshev
 distances (section "Geometry" of ``kernels/README.md``).
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import ceil, log2, prod
@@ -58,9 +58,10 @@ _MAX_LEVELS = 32
 
 
 def _check_int(name: str, value, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not hasattr(value, '__index__'):
         raise TypeError(f'{name} must be an int, got {value!r} of type '
                         f'{type(value).__name__}')
+    value = index(value)
     if value < low:
         raise ValueError(f'{name} must be at least {low}, got {value}')
     return value
@@ -86,8 +87,6 @@ class Hierarchy:
     num_levels: Optional[int] = None
     rank: int = 1
     causal: bool = False
-    # Kept for callers that ask whether L was chosen here.
-    auto_levels: bool = field(init=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
         try:
@@ -100,17 +99,18 @@ class Hierarchy:
             raise ValueError('shape must be (n,) or (H, W) with positive '
                              f'sizes, got {shape}')
         object.__setattr__(self, 'shape', shape)
-        _check_int('cell_size', self.cell_size, 1)
-        _check_int('rank', self.rank, 1)
+        for name in ('cell_size', 'rank'):
+            value = _check_int(name, getattr(self, name), 1)
+            object.__setattr__(self, name, value)
         if self.cell_size % self.rank:
             raise ValueError(f'rank must divide cell_size={self.cell_size}, '
                              f'got {self.rank}')
         if self.num_levels is None:
-            object.__setattr__(self, 'auto_levels', True)
             object.__setattr__(self, 'num_levels',
                                auto_num_levels(shape, self.cell_size))
         else:
-            _check_int('num_levels', self.num_levels, 0)
+            object.__setattr__(self, 'num_levels',
+                               _check_int('num_levels', self.num_levels, 0))
             if self.num_levels > _MAX_LEVELS:
                 raise ValueError(f'num_levels must be at most {_MAX_LEVELS}, '
                                  f'got {self.num_levels}')
@@ -163,6 +163,16 @@ class Hierarchy:
     @property
     def num_summaries(self) -> int:
         return sum(self.level_sizes)
+
+    def trimmed(self) -> 'Hierarchy':
+        """The same lists without the empty levels above the automatic L.
+
+        A level that the grid does not need costs padding up to whole cells.
+        """
+        needed = auto_num_levels(self.shape, self.cell_size)
+        if self.num_levels <= needed:
+            return self
+        return replace(self, num_levels=needed)
 
     # ------------------------------------------------------------- lists
     def neighbours(self, cell: Cell) -> List[Cell]:

@@ -4,7 +4,7 @@ import torch
 from slow_reference import slow_fma
 
 from fma_kernels import Hierarchy, explain_backend, fma1d, fma2d
-from fma_kernels.checks import can_run_torch
+from fma_kernels.checks import can_run
 from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
 
@@ -119,8 +119,9 @@ def test_biases_are_refused_with_the_reason(name) -> None:
     with pytest.raises(ValueError, match=reason):
         fma2d(**arguments(backend='torch', **bias))
     with pytest.raises(ValueError, match=reason):
-        can_run_torch(raise_error=True, **bias)
-    assert not can_run_torch(**bias) and can_run_torch()
+        can_run('torch', raise_error=True, **bias)
+    assert not can_run('torch', **bias) and can_run('torch')
+    assert can_run('naive', **bias)
 
 
 @pytest.mark.parametrize('backend', ['auto', 'naive'])
@@ -254,3 +255,28 @@ def test_inputs_are_left_alone() -> None:
     fma2d(**args).sum().backward()
     after = (args['query'], args['key'], args['value'], *args['key_summaries'])
     assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+@pytest.mark.parametrize('shape, cell_size, num_levels', [((7, 7), 64, 2),
+                                                          ((1, 1), 512, 1),
+                                                          ((20, ), 10**9, 3),
+                                                          ((13, 9), 4, 5)])
+def test_levels_beyond_need_cost_nothing(shape, cell_size, num_levels) -> None:
+    """They are legal, equal to no such level, and not padded for."""
+    op = fma1d if len(shape) == 1 else fma2d
+    qkv = random_qkv(shape, heads=2, head_dim=4, dtype=torch.float64)
+    out = op(*qkv, cell_size=cell_size, num_levels=num_levels)
+    assert_close(out, op(*qkv, cell_size=cell_size))
+
+
+def test_given_summaries_beyond_need_get_zero_gradients() -> None:
+    tree = Hierarchy((13, 9), 4, num_levels=4)
+    qkv = random_qkv((13, 9), heads=2, head_dim=4, dtype=torch.float64)
+    levels = [
+        x.requires_grad_() for x in random_summaries(
+            tree, heads=2, head_dim=4, dtype=torch.float64)
+    ]
+    out = fma2d(*qkv, cell_size=4, num_levels=4, key_summaries=levels)
+    grads = torch.autograd.grad(out.sum(), levels)
+    assert all(grad.abs().max() == 0 for grad in grads[2:])
+    assert grads[0].abs().max() > 0

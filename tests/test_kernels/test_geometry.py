@@ -192,10 +192,18 @@ def test_footprint_takes_negative_and_bare_indices() -> None:
             h.footprint(query)
 
 
+def test_trimmed_drops_empty_levels_only() -> None:
+    deep = Hierarchy((37, 20), 4, num_levels=6)
+    assert deep.trimmed() == Hierarchy((37, 20), 4)
+    assert deep.trimmed().visited_pairs == deep.visited_pairs
+    for levels in (0, 1, 3):
+        tree = Hierarchy((37, 20), 4, levels)
+        assert tree.trimmed() is tree
+
+
 def test_frozen_hashable_equal() -> None:
     a, b = Hierarchy((37, 20), 4), Hierarchy([37, 20], 4, 3)
     assert a == b and hash(a) == hash(b) and len({a, b}) == 1
-    assert a.auto_levels and not b.auto_levels
     assert a != Hierarchy((37, 20), 4, rank=2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         a.cell_size = 8

@@ -212,14 +212,15 @@ def test_build_attention_finds_registered_layers():
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(dim=10), 'dim=10 .* num_heads=4'),
-    (dict(rank=3), 'rank=3 must divide cell_size=4'),
+    (dict(rank=3), 'rank must divide cell_size=4, got 3'),
+    (dict(cell_size='4'), 'cell_size must be an int'),
     (dict(num_levels=-1), 'num_levels .* got -1'),
     (dict(attn_drop=1.), r'attn_drop must be in \[0, 1\), got 1.0'),
     (dict(summaries='max'), r"summaries='max' .*\['avg', 'grouped_conv'\]"),
     (dict(summaries='grouped_conv', max_levels=0), 'max_levels .* got 0'),
 ])
 def test_fma_layer_refuses(kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         FMAttention2D(**{**dict(dim=16, num_heads=4), **kwargs})
 
 

@@ -125,11 +125,12 @@ class WindowAttention(nn.Module):
                 t = F.pad(t, (0, 0, 0, pad_w, 0, pad_h))
             if shift_h or shift_w:
                 t = t.roll((-shift_h, -shift_w), (1, 2))
-            t = t.reshape(batch, rows, a, cols, b, -1)
+            t = t.reshape(batch, rows, a, cols, b, t.shape[-1])
             return t.transpose(2, 3)
 
         qkv = self.qkv(partition(x))  # padding is masked below
-        qkv = qkv.reshape(batch * windows, tokens, 3, self.num_heads, -1)
+        qkv = qkv.reshape(batch * windows, tokens, 3, self.num_heads,
+                          self.dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         bias = self._bias((a, b)).to(query.dtype)[None]  # [1, heads, N, N]
         keep = None  # bool [1 or B, windows, N, N]

@@ -103,6 +103,9 @@ class FMATransformer(BaseModule):
         self.out_indices = self._indices(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError('drop_path_rate must be in [0, 1), got '
+                             f'{drop_path_rate}')
         if patch_size < 1 or in_channels < 1:
             raise ValueError('patch_size and in_channels must be at least 1, '
                              f'got {patch_size} and {in_channels}')

@@ -12,19 +12,23 @@ be started.
 
 import argparse
 import glob
-import pickle
 import sys
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, ImageShow
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == '__main__':  # so that a checkout works without installing it
+    sys.path[:0] = [str(ROOT), str(ROOT / 'kernels')]
+
+from fma_vision.utils.errors import one_line  # noqa: E402
+
 # The model of a call without CONFIG and CHECKPOINT; change both together.
 DEMO_CONFIG = ROOT / ('configs/street/fma-nano_fpn_1xb8-2k_street8-256x256.py')
 DEMO_CHECKPOINT = ROOT / 'demo/weights/fma-nano_fpn_street8.pth'
@@ -50,12 +54,6 @@ class Classes:
 
 
 # ---------------------------------------------------------------- inputs
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's text without line breaks, cut to a readable length."""
-    text = ' '.join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[:limit - 3] + '...'
 
 
 def sample_photograph() -> Path:
@@ -156,92 +154,17 @@ def output_paths(images: Sequence[Path], out: str) -> List[Path]:
 
 
 def load_config(path: Path) -> Any:
-    """Reads a config; every failure becomes one line."""
-    from mmengine.config import Config
-    if not path.is_file():
-        raise DemoError(f'no config at {str(path)!r}')
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is code: anything can be raised
-        raise DemoError(f'config {str(path)!r} does not load: '
-                        f'{one_line(error)}') from None
-    for key in ('model', 'test_dataloader'):
-        if cfg.get(key) is None:
-            raise DemoError(f'config {str(path)!r} has no {key!r}')
-    return cfg
-
-
-def training_globals() -> List[Any]:
-    """The types mmengine's training checkpoints hold besides tensors."""
-    from mmengine.logging import HistoryBuffer
-    core = getattr(np, '_core', None) or np.core
-    return [
-        HistoryBuffer, getattr, np.ndarray, np.dtype,
-        core.multiarray._reconstruct, core.multiarray.scalar,
-        *(type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8'))
-    ]
-
-
-def load_checkpoint(path: Path) -> Tuple[Dict[str, torch.Tensor], dict]:
-    """Reads weights and their meta data, without running pickled code.
-
-    Returns:
-        The state dict without a ``module.`` prefix, and ``meta``.
+    """Reads a config that can be tested with.
 
     Raises:
-        DemoError: If it is missing, damaged, or holds no weights.
+        UserError: If it cannot be read or lacks a part.
     """
-    if not path.is_file():
-        raise DemoError(f'no checkpoint at {str(path)!r}')
-    # Published weights load as they are; a training checkpoint also holds
-    # mmengine's log history, whose types must be allowed by name.
-    torch.serialization.add_safe_globals(training_globals())
-    try:
-        saved = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        if 'unsupported global' not in str(error).lower():
-            raise DemoError(f'checkpoint {str(path)!r} is damaged or not '
-                            'written by torch.save') from None
-        raise DemoError(
-            f'checkpoint {str(path)!r} holds code besides weights; strip it '
-            'with tools/model_converters/publish_model.py') from None
-    except Exception:  # zip, EOF and key errors of damaged files
-        raise DemoError(f'checkpoint {str(path)!r} is damaged or not '
-                        'written by torch.save') from None
-    state = saved.get('state_dict', saved) if isinstance(saved, dict) else {}
-    if not state or not all(torch.is_tensor(v) for v in state.values()):
-        raise DemoError(f"checkpoint {str(path)!r} has no 'state_dict' of "
-                        'tensors')
-    meta = saved.get('meta') or {} if 'state_dict' in saved else {}
-    prefix = 'module.'
-    state = {
-        key[len(prefix):] if key.startswith(prefix) else key: value
-        for key, value in state.items()
-    }
-    return state, meta
-
-
-def check_weights(model: torch.nn.Module, state: Dict[str, torch.Tensor],
-                  path: Path) -> None:
-    """Refuses weights that do not fit the model, naming the first misfit."""
-    own = model.state_dict()
-    shapes = [
-        f'{key} is {tuple(state[key].shape)}, the config wants '
-        f'{tuple(own[key].shape)}' for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    parts = []
-    if shapes:
-        parts.append(f'{len(shapes)} of another shape ({shapes[0]})')
-    if missing:
-        parts.append(f'{len(missing)} missing ({missing[0]})')
-    if extra:
-        parts.append(f'{len(extra)} unknown ({extra[0]})')
-    if parts:
-        raise DemoError(f'checkpoint {str(path)!r} does not match the '
-                        f'config: {", ".join(parts)}')
+    from fma_vision.engine import UserError, load_config
+    cfg = load_config(str(path))
+    for key in ('model', 'test_dataloader'):
+        if cfg.get(key) is None:
+            raise UserError(f'config {str(path)!r} has no {key!r}')
+    return cfg
 
 
 def build_model(cfg: Any) -> Tuple[torch.nn.Module, str]:
@@ -251,40 +174,27 @@ def build_model(cfg: Any) -> Tuple[torch.nn.Module, str]:
         The model and its task, ``'segmentation'`` or ``'classification'``.
 
     Raises:
-        DemoError: If it cannot be built or does another task.
+        UserError: If it cannot be built.
+        DemoError: If it does another task.
     """
-    from mmengine.model import revert_sync_batchnorm
-    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.registry import init_default_scope
+
+    from fma_vision.utils.configs import build_model
     scope = cfg.get('default_scope', 'mmseg')
-    init_default_scope(scope)
-    model_cfg = cfg.model.copy()
-    # The checkpoint brings all weights: fetch none from elsewhere.
-    if 'backbone' in model_cfg:
-        model_cfg.backbone.pop('init_cfg', None)
-    model_cfg.pop('init_cfg', None)
-    model_cfg.pop('pretrained', None)
-    if cfg.get('data_preprocessor') is not None:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    try:
-        model = MODELS.build(model_cfg)
-    except Exception as error:  # a constructor may raise anything
-        raise DemoError('the config\'s model does not build: '
-                        f'{one_line(error)}') from None
+    init_default_scope(scope)  # for the test pipeline as well
+    model = build_model(cfg)
     if hasattr(model, 'decode_head'):
-        task = 'segmentation'
-    elif hasattr(model, 'head') and scope == 'mmpretrain':
-        task = 'classification'
-    else:
-        raise DemoError(f'the config\'s model, {type(model).__name__}, '
-                        'neither segments nor classifies')
-    return revert_sync_batchnorm(model), task
+        return model, 'segmentation'
+    if hasattr(model, 'head') and scope == 'mmpretrain':
+        return model, 'classification'
+    raise DemoError(f'the config\'s model, {type(model).__name__}, neither '
+                    'segments nor classifies')
 
 
-def count_classes(model: torch.nn.Module, task: str) -> int:
+def count_classes(model: torch.nn.Module) -> int:
     """How many classes the model tells apart."""
-    head = model.decode_head if task == 'segmentation' else model.head
-    if isinstance(head, torch.nn.ModuleList):  # a cascade: the last decides
-        head = head[-1]
+    from fma_vision.engine import find_head
+    _, head = find_head(model)
     count = getattr(head, 'num_classes', None)
     if not isinstance(count, int):
         raise DemoError(f'the class count of {type(head).__name__} is '
@@ -364,18 +274,25 @@ class Predictor:
         device: Where to run, e.g. ``'cpu'`` or ``'cuda:0'``.
 
     Raises:
-        DemoError: If any of them cannot be used.
+        DemoError, UserError: If any of them cannot be used.
     """
 
     def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
         from mmengine.dataset import Compose
+
+        from fma_vision.engine import (check_weights, read_checkpoint,
+                                       select_state_dict)
+        for what, path in (('config', config), ('checkpoint', checkpoint)):
+            if not path.is_file():
+                raise DemoError(f'no {what} at {str(path)!r}')
         cfg = load_config(config)
-        state, meta = load_checkpoint(checkpoint)
+        content = read_checkpoint(str(checkpoint))
+        state = select_state_dict(content, str(checkpoint))
         model, self.task = build_model(cfg)
-        check_weights(model, state, checkpoint)
+        check_weights(model, state, str(checkpoint))
         model.load_state_dict(state)
-        count = count_classes(model, self.task)
-        self.classes = name_classes(meta, cfg, count)
+        meta = content.get('meta') if 'state_dict' in content else None
+        self.classes = name_classes(meta or {}, cfg, count_classes(model))
         try:
             self.model = model.to(device)
         except (RuntimeError, AssertionError) as error:
@@ -557,7 +474,11 @@ def prepare(args: argparse.Namespace) -> Tuple[Predictor, List[Path], List]:
     targets = output_paths(images, args.out)
     config = Path(args.config) if args.config else DEMO_CONFIG
     checkpoint = Path(args.checkpoint) if args.config else DEMO_CHECKPOINT
-    return Predictor(config, checkpoint, args.device), images, targets
+    from fma_vision.engine import UserError
+    try:
+        return Predictor(config, checkpoint, args.device), images, targets
+    except UserError as error:
+        raise DemoError(str(error)) from None
 
 
 def process(predictor: Predictor, path: Path, target: Path,

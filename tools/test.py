@@ -94,6 +94,49 @@ def enable_pictures(cfg, show_dir: str) -> None:
         hook.update(enable=True, interval=1, out_dir=show_dir)
 
 
+def save_masks(cfg, folder: str) -> None:
+    """Let the evaluators write index masks.
+
+    Args:
+        cfg (Config): Changed in place.
+        folder (str): Where to.
+
+    Raises:
+        UserError: The task is not segmentation.
+    """
+    from fma_vision.engine import UserError
+    evaluators = cfg.test_evaluator
+    if not isinstance(evaluators, (list, tuple)):
+        evaluators = [evaluators]
+    for evaluator in evaluators:
+        if 'IoU' not in evaluator.type:
+            raise UserError(f'--out {folder} is a folder, which only '
+                            'segmentation writes; give FILE.json or FILE.pkl')
+        evaluator.output_dir = folder
+
+
+def write_metrics(args: argparse.Namespace, runner, metrics: dict) -> None:
+    """Write the metrics, and what they were measured with, as JSON.
+
+    Args:
+        args (argparse.Namespace): From :func:`parse_args`.
+        runner (mmengine.runner.Runner): After the test.
+        metrics (dict[str, float]): Its result.
+    """
+    from fma_vision.utils.environment import collect_environment
+    from fma_vision.utils.files import write_json
+    device = next(runner.model.parameters()).device
+    # float32 numbers carry no more than about seven digits.
+    rounded = {k: round(float(v), 4) for k, v in metrics.items()}
+    write_json(
+        args.out,
+        dict(
+            config=args.config,
+            checkpoint=args.checkpoint,
+            metrics=rounded,
+            environment=collect_environment(device, runner.seed)))
+
+
 def test(args: argparse.Namespace) -> dict:
     """Build the runner of the options and test.
 
@@ -104,10 +147,8 @@ def test(args: argparse.Namespace) -> dict:
         dict[str, float]: The metrics.
     """
     from fma_vision.engine import (UserError, build_runner, check_checkpoint,
-                                   load_config, prepare, select_device,
-                                   set_work_dir)
-    from fma_vision.utils.environment import collect_environment
-    from fma_vision.utils.files import write_json
+                                   check_data, load_config, prepare,
+                                   select_device, set_work_dir)
     select_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.config, args.work_dir)
@@ -126,39 +167,20 @@ def test(args: argparse.Namespace) -> dict:
         enable_tta(cfg)
     if args.show_dir:
         enable_pictures(cfg, args.show_dir)
-    masks, suffix = None, os.path.splitext(args.out or '')[1]
+    suffix = os.path.splitext(args.out or '')[1]
     if args.out and suffix not in ('.json', '.pkl'):
-        masks = args.out
-        evaluators = cfg.test_evaluator
-        evaluators = (
-            evaluators if isinstance(evaluators,
-                                     (list, tuple)) else [evaluators])
-        for evaluator in evaluators:
-            if 'IoU' not in evaluator.type:
-                raise UserError(f'--out {masks} is a folder, which only '
-                                'segmentation writes; give FILE.json or '
-                                'FILE.pkl')
-            evaluator.output_dir = masks
+        save_masks(cfg, args.out)
     prepare(cfg, ('test_dataloader', ), launcher=args.launcher)
     runner = build_runner(cfg)
+    # Reads without running code, so it comes before the runner's loading.
     check_checkpoint(runner.model, args.checkpoint)
+    check_data(runner, 'test')
     if suffix == '.pkl':
         from mmengine.evaluator import DumpResults
         runner.test_evaluator.metrics.append(DumpResults(args.out))
     metrics = runner.test()
     if suffix == '.json' and runner.rank == 0:
-        device = next(runner.model.parameters()).device
-        write_json(
-            args.out,
-            dict(
-                config=args.config,
-                checkpoint=args.checkpoint,
-                # float32 numbers carry no more than about seven digits.
-                metrics={
-                    k: round(float(v), 4)
-                    for k, v in metrics.items()
-                },
-                environment=collect_environment(device, runner.seed)))
+        write_metrics(args, runner, metrics)
     return metrics
 
 

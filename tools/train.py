@@ -32,6 +32,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         action='store_true',
         help='mixed precision: fp16 on a GPU, bfloat16 on the CPU')
     parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by total batch / '
+        'auto_scale_lr.base_batch_size of the config')
+    parser.add_argument(
         '--no-validate',
         action='store_true',
         help='do not evaluate during training')
@@ -54,6 +59,23 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
+def enable_auto_scale_lr(cfg) -> None:
+    """Scale the learning rate to the real total batch size.
+
+    Args:
+        cfg (Config): Changed in place.
+
+    Raises:
+        UserError: The config does not say what batch its rate is for.
+    """
+    from fma_vision.engine import UserError
+    setting = cfg.get('auto_scale_lr')
+    if not setting or not setting.get('base_batch_size'):
+        raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size '
+                        'in the config')
+    setting.enable = True
+
+
 def train(args: argparse.Namespace):
     """Build the runner of the options and train.
 
@@ -63,8 +85,9 @@ def train(args: argparse.Namespace):
     Returns:
         mmengine.runner.Runner: After the last iteration.
     """
-    from fma_vision.engine import (UserError, build_runner, load_config,
-                                   prepare, select_device, set_work_dir)
+    from fma_vision.engine import (UserError, build_runner, check_data,
+                                   load_config, prepare, select_device,
+                                   set_work_dir)
     select_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.config, args.work_dir)
@@ -77,6 +100,8 @@ def train(args: argparse.Namespace):
     if cfg.get('load_from') and '://' not in cfg.load_from and \
             not os.path.isfile(cfg.load_from):
         raise UserError(f'no checkpoint file {cfg.load_from}')
+    if args.auto_scale_lr:
+        enable_auto_scale_lr(cfg)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         # Nothing is measured, so nothing can be the best.
@@ -85,6 +110,7 @@ def train(args: argparse.Namespace):
     loaders = ('train_dataloader', 'val_dataloader')
     prepare(cfg, loaders, launcher=args.launcher, amp=args.amp)
     runner = build_runner(cfg)
+    check_data(runner, 'train')
     runner.train()
     return runner
 

@@ -1,6 +1,10 @@
-"""Checks of a checkpoint against a model."""
+"""Reading checkpoints without running what they hold, and checking them."""
+import pickle
+import re
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict
+from typing import Any, Callable, Dict, Iterator, List
 
 import numpy as np
 import torch
@@ -8,44 +12,153 @@ from torch import nn
 
 from .config import UserError
 
-# The runner's log history holds numbers of these types; without them the
-# host cannot load its own checkpoints safely and says so at length.
-torch.serialization.add_safe_globals(
-    [type(np.dtype(kind)) for kind in ('float32', 'float64', 'int64')])
+_DTYPES = [type(np.dtype(kind)) for kind in '?bBhHiIlLqQefdU']
+# What torch says of a file that wants more than tensors and plain types.
+_REFUSED = re.compile(
+    'unsupported (global|class)|unrecognized|can only (build|create)', re.I)
+# Plain types, so the host's own safe loading may know them, too: without
+# them it cannot read its own log history and says so at length.
+torch.serialization.add_safe_globals(_DTYPES)
 
 
-def read_state_dict(path: str) -> Dict[str, torch.Tensor]:
-    """The weights in a checkpoint file.
+def _renamed(function: Callable, path: str) -> Callable:
+    """A function under the name that a file calls it by."""
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__module__, _, call.__name__ = path.rpartition('.')
+    call.__qualname__ = call.__name__
+    return call
+
+
+def _history_method(owner: Any, name: Any) -> Callable:
+    """Stands in for ``getattr``, which leads from any object to any code.
 
     Args:
-        path (str): A file saved by the runner, or a bare state dict.
-
-    Returns:
-        dict[str, Tensor]: Weights on the CPU.
+        owner: Must be mmengine's ``HistoryBuffer``.
+        name: One of its four statistics.
 
     Raises:
-        UserError: The file is missing, unreadable or holds no weights.
+        pickle.UnpicklingError: The file asks for anything else.
     """
-    from mmengine.runner.checkpoint import CheckpointLoader
-    if '://' not in path and not Path(path).is_file():
+    from mmengine.logging import HistoryBuffer
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current',
+                                                  'mean'):
+        raise pickle.UnpicklingError('Unsupported global: GLOBAL getattr')
+    return getattr(owner, name)
+
+
+def _training_globals() -> List[Callable]:
+    """What a runner's checkpoint holds besides tensors: its log history."""
+    from mmengine.logging import HistoryBuffer
+    core = getattr(np, '_core', None) or np.core
+    multiarray = core.multiarray
+    # NumPy 2 moved two functions; files of either version name either place.
+    moved = [
+        _renamed(function, f'numpy.{place}.multiarray.{function.__name__}')
+        for place in ('core', '_core')
+        for function in (multiarray._reconstruct, multiarray.scalar)
+    ]
+    return [
+        HistoryBuffer, slice, np.ndarray, np.dtype, *_DTYPES, *moved,
+        _renamed(_history_method, 'builtins.getattr')
+    ]
+
+
+@contextmanager
+def _allowed(names: List[Callable]) -> Iterator[None]:
+    """Allow exactly these globals, whatever other packages registered."""
+    serialization = torch.serialization
+    before = list(serialization.get_safe_globals())
+    serialization.clear_safe_globals()
+    serialization.add_safe_globals(names)
+    try:
+        yield
+    finally:
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(before)
+
+
+def read_checkpoint(path: str, map_location: Any = 'cpu') -> Any:
+    """Read a checkpoint without running pickled code.
+
+    Args:
+        path (str): A local file: one saved by the runner, a published one
+            or a bare state dict.
+        map_location: As of :func:`torch.load`.
+
+    Returns:
+        Any: The file's content.
+
+    Raises:
+        UserError: The file is missing, damaged or holds code.
+    """
+    if '://' in path:
+        raise UserError(f'checkpoint {path} is a URL; download it and give '
+                        'the file')
+    # The host's loader understands `~`, too.
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise UserError(f'no checkpoint file {path}')
     try:
-        state = CheckpointLoader.load_checkpoint(
-            path, map_location='cpu', logger='silent')
-    except Exception as error:
-        raise UserError(f'checkpoint {path} cannot be read: '
-                        f'{type(error).__name__}: '
-                        f'{" ".join(str(error).split())[:200]}')
-    if isinstance(state, dict):
-        state = state.get('state_dict', state)
-    if not isinstance(state, dict) or not any(
+        with _allowed(_training_globals()), warnings.catch_warnings():
+            # Its note on pickle protocols would precede the one line.
+            warnings.simplefilter('ignore')
+            return torch.load(
+                file, map_location=map_location, weights_only=True)
+    except Exception as error:  # zip, EOF and key errors of damaged files
+        text = str(error)
+        if not isinstance(error, pickle.UnpicklingError) or \
+                not _REFUSED.search(text):
+            raise UserError(f'checkpoint {path} cannot be read: it is damaged '
+                            'or not written by torch.save') from error
+    named = re.search(r'GLOBAL ([\w.]+)', text)
+    what = f' ({named.group(1)})' if named else ''
+    raise UserError(f'checkpoint {path} is refused: it holds code besides '
+                    f'weights{what}; of a file you trust, save the '
+                    'state_dict alone')
+
+
+def use_safe_reader() -> None:
+    """Make the host read local files by :func:`read_checkpoint` as well.
+
+    Its own loader runs pickled code where reading safely fails.
+    """
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    def load(filename: str, map_location: Any = None) -> Any:
+        return read_checkpoint(filename, map_location)
+
+    # The host's name for local files is the empty prefix.
+    CheckpointLoader.register_scheme(prefixes='', loader=load, force=True)
+
+
+def select_state_dict(content: Any, path: str) -> Dict[str, torch.Tensor]:
+    """The weights in a checkpoint's content.
+
+    Args:
+        content (Any): As :func:`read_checkpoint` returns it.
+        path (str): The file, for messages.
+
+    Returns:
+        dict[str, Tensor]: Without the prefix of parallel training.
+
+    Raises:
+        UserError: It holds no weights.
+    """
+    state = content
+    if isinstance(content, dict):
+        state = content.get('state_dict', content)
+    if not isinstance(state, dict) or not state or not all(
             torch.is_tensor(v) for v in state.values()):
         raise UserError(f'checkpoint {path} holds no weights')
     return {k.removeprefix('module.'): v for k, v in state.items()}
 
 
-def check_checkpoint(model: nn.Module, path: str) -> None:
-    """Refuse a checkpoint that is not of this model.
+def check_weights(model: nn.Module, state: Dict[str, torch.Tensor],
+                  path: str) -> None:
+    """Refuse weights that are not of this model.
 
     Loading is lenient in the host, so that a wrong pair of config and
     checkpoint would otherwise be scored as a random model.
@@ -53,12 +166,12 @@ def check_checkpoint(model: nn.Module, path: str) -> None:
     Args:
         model (nn.Module): The model built from the config; wrappers for
             test-time augmentation and data parallelism are looked through.
-        path (str): The checkpoint.
+        state (dict[str, Tensor]): The weights.
+        path (str): Where they come from, for messages.
 
     Raises:
         UserError: Names how many weights differ and the first of them.
     """
-    state = read_state_dict(path)
     while isinstance(getattr(model, 'module', None), nn.Module):
         model = model.module
     own = model.state_dict()
@@ -74,5 +187,18 @@ def check_checkpoint(model: nn.Module, path: str) -> None:
                             (shapes, 'of another shape')) if names
     ]
     if parts:
-        raise UserError(f'checkpoint {path} is not of this config: weights '
-                        f'{", ".join(parts)}')
+        raise UserError(f'checkpoint {path} does not match the config: '
+                        f'weights {", ".join(parts)}')
+
+
+def check_checkpoint(model: nn.Module, path: str) -> None:
+    """Refuse a checkpoint file that is not of this model.
+
+    Args:
+        model (nn.Module): As for :func:`check_weights`.
+        path (str): The checkpoint.
+
+    Raises:
+        UserError: It cannot be read or does not match.
+    """
+    check_weights(model, select_state_dict(read_checkpoint(path), path), path)

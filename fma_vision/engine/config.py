@@ -1,9 +1,11 @@
 """Reading a config file for a tool."""
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 from fma_vision import registry  # noqa: F401  silences the hosts' imports
+from fma_vision.utils.errors import one_line
 
 from mmengine.config import Config  # isort: skip
 
@@ -19,6 +21,23 @@ _EXPECTED_WARNINGS = ('Default ``avg_non_ignore`` is False',
 
 class UserError(Exception):
     """A mistake in what the user gave; tools print it as one line."""
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Turn what a wrong setting makes constructors raise into one line.
+
+    Args:
+        what (str): What is built, for the message.
+
+    Raises:
+        UserError: Instead of the errors that wrong arguments cause.
+    """
+    try:
+        yield
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{what} does not build: {one_line(error)}') \
+            from error
 
 
 def load_config(path: str,
@@ -45,13 +64,13 @@ def load_config(path: str,
     try:
         cfg = Config.fromfile(path)
     except Exception as error:
-        raise UserError(f'config {path} cannot be read: {_one_line(error)}')
+        raise UserError(f'config {path} cannot be read: {one_line(error)}')
     if cfg_options:
         try:
             cfg.merge_from_dict(cfg_options)
         except Exception as error:
             raise UserError(f'--cfg-options {cfg_options} do not fit '
-                            f'{path}: {_one_line(error)}')
+                            f'{path}: {one_line(error)}')
     return cfg
 
 
@@ -107,7 +126,3 @@ def check_data_roots(cfg: Config, loaders: Tuple[str, ...]) -> None:
                     f"{key}: {dataset['type']} has data_root {root!r}, and "
                     'there is no such folder; tools/dataset_converters makes '
                     'it, or --cfg-options gives another place')
-
-
-def _one_line(error: BaseException) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())}'

@@ -3,7 +3,9 @@ import os
 import sys
 from typing import Any, Callable, Optional, Tuple
 
-from .config import Config, UserError, check_data_roots
+from .checkpoint import use_safe_reader
+from .classes import check_classes
+from .config import Config, UserError, building, check_data_roots
 
 ACCELERATOR_AMP, CPU_AMP = 'AmpOptimWrapper', 'CPUAmpOptimWrapper'
 
@@ -66,7 +68,11 @@ def build_runner(cfg: Config) -> Any:
 
     Returns:
         mmengine.runner.Runner: With plain batch norm where synchronised
-        batch norm cannot run or has nobody to synchronise with.
+        batch norm cannot run or has nobody to synchronise with. Local
+        checkpoints are read without running code from now on.
+
+    Raises:
+        UserError: A setting is wrong.
     """
     from mmengine.dist import get_world_size
     from mmengine.model import revert_sync_batchnorm
@@ -78,12 +84,30 @@ def build_runner(cfg: Config) -> Any:
         import torch.distributed as dist
         if not dist.is_initialized():
             dist.init_process_group('gloo')
-    runner = (
-        RUNNERS.build(cfg)
-        if 'runner_type' in cfg else ConsoleRunner.from_cfg(cfg))
+    use_safe_reader()
+    with building("the config's model or runner"):
+        runner = (
+            RUNNERS.build(cfg)
+            if 'runner_type' in cfg else ConsoleRunner.from_cfg(cfg))
     if on_cpu() or get_world_size() == 1:
         runner.model = revert_sync_batchnorm(runner.model)
     return runner
+
+
+def check_data(runner: Any, part: str) -> None:
+    """Build a runner's data and compare its classes with the model's.
+
+    Args:
+        runner (mmengine.runner.Runner): A runner that has not run yet.
+        part (str): 'train' or 'test'.
+
+    Raises:
+        UserError: The data does not build or has other classes.
+    """
+    with building(f"the config's {part}_dataloader or {part}_cfg"):
+        # The first access builds the loop, and the runner keeps it.
+        loop = getattr(runner, f'{part}_loop')
+    check_classes(runner.model, loop.dataloader.dataset)
 
 
 def run_tool(main: Callable[[], Any]) -> None:

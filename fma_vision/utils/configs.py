@@ -8,12 +8,12 @@ import warnings
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ..engine import UserError, load_config
+from ..engine import UserError, building, load_config
 
 
 def find_config(name: str) -> Path:
@@ -98,11 +98,17 @@ def build_model(cfg: Config, backbone: Optional[Dict] = None) -> nn.Module:
 
     Returns:
         The model in evaluation mode.
+
+    Raises:
+        UserError: A setting is wrong.
     """
     settings = model_settings(cfg)
     settings.pop('pretrained', None)
     if 'train_cfg' in settings:
         settings['train_cfg'] = None
+    if cfg.get('data_preprocessor') is not None:
+        # The runner hands it on in the same way.
+        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
     if backbone:
         settings['backbone'].update(backbone)
     scope = cfg.get('default_scope') or 'mmengine'
@@ -111,7 +117,9 @@ def build_model(cfg: Config, backbone: Optional[Dict] = None) -> nn.Module:
         # About a loss, which inference does not use.
         warnings.filterwarnings(
             'ignore', message='Default ``avg_non_ignore`` is False')
-        model = MODELS.build(settings)
+        with building("the config's model"):
+            # The hosts read some settings as attributes.
+            model = MODELS.build(ConfigDict(settings))
     model = revert_sync_batchnorm(model)
     # Some backbones' eval() returns None, so never chain it.
     model.eval()

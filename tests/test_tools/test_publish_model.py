@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from evil import spoil
 from torch import nn
 
 mmengine = pytest.importorskip('mmengine')
@@ -234,6 +235,17 @@ def test_truncated_file(publish_model, tmp_path):
         file.write(data[:len(data) // 2])
     with pytest.raises(UserError, match='cannot be read'):
         publish_model.main([source, str(tmp_path / 'out' / 'net.pth')])
+    assert_nothing_written(tmp_path)
+
+
+def test_never_runs_code(publish_model, tmp_path):
+    proof = tmp_path / 'proof'
+    source = spoil(
+        save(training_checkpoint(), tmp_path), tmp_path / 'evil.pth', proof)
+    with pytest.raises(UserError, match='holds code besides weights') as info:
+        publish_model.main([source, str(tmp_path / 'out' / 'net.pth')])
+    assert '\n' not in str(info.value)
+    assert not proof.exists()
     assert_nothing_written(tmp_path)
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
+from evil import spoil
 from synthetic import small_config, write_fashion_mnist, write_paired
 
 from fma_vision.engine import UserError
@@ -127,6 +128,22 @@ class TestTrain:
         cosine = [(1 + math.cos(math.pi * t / 3)) / 2 for t in range(3)]
         assert lrs[2:] == pytest.approx(
             [end + (start - end) * c for c in cosine])
+
+    def test_auto_scale_lr(self, tools, trained, tmp_path) -> None:
+        """Batches of two under a rate meant for eight: a quarter of it."""
+        config = edited(trained.seg, tmp_path / 'still.py', no_chance)
+        lrs = []
+        for options in ([], ['--auto-scale-lr']):
+            runner = train(tools, config, '--work-dir', str(tmp_path),
+                           '--no-validate', *options, '--cfg-options',
+                           'auto_scale_lr.base_batch_size=8',
+                           'train_dataloader.batch_size=2')
+            lrs.append(runner.optim_wrapper.param_groups[0]['lr'])
+        assert lrs[1] == pytest.approx(lrs[0] / 4)
+
+    def test_auto_scale_lr_needs_a_base(self, tools, trained) -> None:
+        with pytest.raises(UserError, match='auto_scale_lr.base_batch_size'):
+            train(tools, trained.seg, '--auto-scale-lr')
 
     @pytest.mark.parametrize('how', ['auto', 'path'])
     def test_resume_is_the_same_run(self, how: str, tools, trained,
@@ -307,6 +324,56 @@ class TestErrors:
                      str(tmp_path), '--cfg-options',
                      'model.decode_head.num_classes=5')
 
+    def test_checkpoint_never_runs_code(self, tools, trained, tmp_path, caplog,
+                                        capfd) -> None:
+        """Nor does the host's loader, which train.py resumes with."""
+        proof = tmp_path / 'proof'
+        path = spoil(trained.seg_ckpt, tmp_path / 'evil.pth', proof)
+        rest = ['--work-dir', str(tmp_path)]
+        for call in (
+                lambda: run_test(tools, trained.seg, path, *rest),
+                lambda: train(tools, trained.seg, '--resume', path, *rest)):
+            with pytest.raises(UserError, match='holds code besides') as info:
+                call()
+            assert '\n' not in str(info.value)
+            assert not proof.exists()
+        assert 'Falling back' not in caplog.text + ''.join(capfd.readouterr())
+
+    @pytest.mark.parametrize('number', [5, 20])
+    def test_number_of_classes(self, number: int, tools, trained,
+                               tmp_path) -> None:
+        message = (rf'model.decode_head.num_classes is {number}, but \w+ has '
+                   '11 classes')
+        options = [
+            '--work-dir',
+            str(tmp_path), '--cfg-options',
+            f'model.decode_head.num_classes={number}'
+        ]
+        with pytest.raises(UserError, match=message):
+            train(tools, trained.seg, *options)
+        assert not list(tmp_path.glob('*.pth'))
+        from fma_vision.engine import load_config
+        from fma_vision.utils.configs import build_model
+        cfg = load_config(trained.seg)
+        cfg.model.decode_head.num_classes = number
+        path = tmp_path / 'fits.pth'
+        torch.save(dict(state_dict=build_model(cfg).state_dict()), path)
+        with pytest.raises(UserError, match=message):
+            run_test(tools, trained.seg, str(path), *options)
+
+    @pytest.mark.parametrize('option, words', [
+        ('model.backbone.attn.type=Nothing', 'Nothing'),
+        ('model.backbone.patch_size=-4', 'patch_size'),
+        ('model.backbone.colour=red', 'colour'),
+        ('train_dataloader.dataset.colour=red', 'colour'),
+    ])
+    def test_bad_setting(self, option: str, words: str, tools, trained,
+                         tmp_path) -> None:
+        with pytest.raises(UserError, match='does not build.*' + words) as e:
+            train(tools, trained.seg, '--work-dir', str(tmp_path),
+                  '--cfg-options', option)
+        assert '\n' not in str(e.value)
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason='has CUDA')
     def test_device(self, tools, trained) -> None:
         args = tools.train.parse_args([trained.seg, '--device', 'cuda'])
@@ -314,12 +381,14 @@ class TestErrors:
             tools.train.train(args)
 
 
-def run_script(*args: str, **env: str) -> subprocess.CompletedProcess:
+def run_script(*args: str,
+               cwd: Path = ROOT,
+               **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         args,
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=cwd,
         env={
             **os.environ, 'OMP_NUM_THREADS': '1',
             **env
@@ -349,18 +418,20 @@ def test_command_line_error_is_one_line(trained) -> None:
 def test_two_processes(trained, tmp_path) -> None:
     """dist_train.sh and dist_test.sh, two processes on the CPU."""
     port = str(20000 + os.getpid() % 20000)
-    env = dict(PYTHON=sys.executable, PORT=port)
-    run = run_script('tools/dist_train.sh', trained.seg, '2', '--work-dir',
-                     str(tmp_path), '--device', 'cpu', **env)
+    # The host leaves a folder where a distributed test ran.
+    env = dict(PYTHON=sys.executable, PORT=port, cwd=tmp_path)
+    run = run_script(
+        str(ROOT / 'tools/dist_train.sh'), trained.seg, '2', '--work-dir',
+        str(tmp_path), '--device', 'cpu', **env)
     assert run.returncode == 0, run.stdout + run.stderr
     saved = torch.load(
         tmp_path / 'iter_2.pth', map_location='cpu', weights_only=False)
     assert not any(k.startswith('module.') for k in saved['state_dict'])
     out = tmp_path / 'm.json'
-    run = run_script('tools/dist_test.sh', trained.seg,
-                     str(tmp_path / 'iter_2.pth'), '2', '--work-dir',
-                     str(tmp_path), '--device', 'cpu', '--out', str(out),
-                     **env)
+    run = run_script(
+        str(ROOT / 'tools/dist_test.sh'), trained.seg,
+        str(tmp_path / 'iter_2.pth'), '2', '--work-dir', str(tmp_path),
+        '--device', 'cpu', '--out', str(out), **env)
     assert run.returncode == 0, run.stdout + run.stderr
     saved = json.loads(out.read_text())
     assert set(saved['metrics']) == {'aAcc', 'mIoU', 'mAcc'}

@@ -8,7 +8,7 @@ out whole collections instead:
   whose names begin alike (``static_boston_street`` and
   ``static_boston_street_april``) count as one;
 * a collection with an official training image goes to train, any other to
-  val, so no place is in both;
+  val, so no collection is in both; a city with several collections can be;
 * ``spatial_envelope_256x256_static_8outdoorcategories`` holds independent
   photographs, so its official validation images are shared out by a hash
   of the name.

@@ -27,10 +27,9 @@ if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
 import torch
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from fma_vision.engine import UserError, run_tool
+from fma_vision.engine import UserError, read_checkpoint, run_tool
 from fma_vision.utils.configs import build_model, load_model_config
 from fma_vision.utils.files import write_bytes
 
@@ -71,7 +70,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return args
 
 
-def read_checkpoint(path: str) -> Dict[str, Any]:
+def read_training_checkpoint(path: str) -> Dict[str, Any]:
     """Reads a training checkpoint.
 
     Args:
@@ -81,16 +80,9 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
         Its content, with ``state_dict``.
 
     Raises:
-        UserError: The file is missing, damaged or no checkpoint.
+        UserError: The file is missing, damaged, no checkpoint or holds code.
     """
-    if not Path(path).is_file():
-        raise UserError(f'no checkpoint file {path}')
-    try:
-        content = CheckpointLoader.load_checkpoint(
-            path, map_location='cpu', logger='silent')
-    except Exception as error:
-        raise UserError(f'checkpoint {path} cannot be read: '
-                        f'{type(error).__name__}: {error}')
+    content = read_checkpoint(path)
     if not isinstance(content, dict) or not isinstance(
             content.get('state_dict'), Mapping):
         raise UserError(f'checkpoint {path} holds no state_dict')
@@ -111,7 +103,7 @@ def select_weights(content: Mapping[str, Any],
     """Picks the weights to publish out of a checkpoint.
 
     Args:
-        content: As :func:`read_checkpoint` returns it.
+        content: As :func:`read_training_checkpoint` returns it.
         ema: Insist on averaged weights.
         raw: The last step's weights instead of their average.
 
@@ -252,7 +244,7 @@ def publish(args: argparse.Namespace) -> Path:
     Raises:
         UserError: The checkpoint cannot be published as asked.
     """
-    content = read_checkpoint(args.checkpoint)
+    content = read_training_checkpoint(args.checkpoint)
     weights = select_weights(content, args.ema, args.raw)
     state = {
         name: convert(name, value, args.fp16)

@@ -152,12 +152,13 @@ class Problem:
         per_group = (
             plan.tile_tokens * per_row +
             plan.tiles_per_group * total * gathered)
-        if per_group * self.heads <= CHUNK_ELEMENTS:
-            groups = CHUNK_ELEMENTS // (per_group * self.heads)
-            return self.heads, groups, plan.tile_tokens
-        heads = max(CHUNK_ELEMENTS // per_group, 1)
-        rows = max(CHUNK_ELEMENTS // per_row, 1)
-        return heads, 1, min(rows, plan.tile_tokens)
+        groups = self.batch * plan.num_groups
+        if per_group * groups <= CHUNK_ELEMENTS:
+            heads = CHUNK_ELEMENTS // (per_group * groups)
+            return min(heads, self.heads), groups, plan.tile_tokens
+        # The groups of one head lie together: a chunk of them is no copy.
+        rows = min(max(CHUNK_ELEMENTS // per_row, 1), plan.tile_tokens)
+        return 1, max(CHUNK_ELEMENTS // per_group, 1), rows
 
     def chunks(self) -> Iterator[Chunk]:
         heads, groups, _ = self._cut()

@@ -127,11 +127,13 @@ def use_safe_reader() -> None:
     """
     from mmengine.runner.checkpoint import CheckpointLoader
 
-    def load(filename: str, map_location: Any = None) -> Any:
+    # The host reports the loader by its name, and calls this one 'local'.
+    def load_from_local(filename: str, map_location: Any = None) -> Any:
         return read_checkpoint(filename, map_location)
 
     # The host's name for local files is the empty prefix.
-    CheckpointLoader.register_scheme(prefixes='', loader=load, force=True)
+    CheckpointLoader.register_scheme(
+        prefixes='', loader=load_from_local, force=True)
 
 
 def select_state_dict(content: Any, path: str) -> Dict[str, torch.Tensor]:

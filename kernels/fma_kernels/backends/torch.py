@@ -8,6 +8,7 @@ summaries. They share one softmax. The backward pass recomputes the weights
 from lse, and adds the gradients of gathered keys back row by row, always in
 the same order.
 """
+from math import prod
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -134,9 +135,7 @@ class Problem:
 
     def buffer(self, name: str, *shape: int) -> Tensor:
         """Scratch memory that chunks share: no allocation in the loop."""
-        size = 1
-        for n in shape:
-            size *= n
+        size = prod(shape)
         held = self.workspace.get(name)
         if held is None or held.numel() < size:
             held = torch.empty(size, dtype=self.acc, device=self.device)

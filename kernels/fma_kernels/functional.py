@@ -107,24 +107,25 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
     """Pools what is not given, packs the levels and calls the core op."""
     batch, (heads, dim) = query.shape[0], query.shape[-2:]
     geometry = geometry.trimmed()
+    counts = masses(geometry, key_mask, query.device)
 
     def packed(x: Tensor, levels: Optional[List[Tensor]]) -> Tensor:
         if levels is None:
-            levels = average_pyramid(x, geometry, key_mask)
+            levels = average_pyramid(x, geometry, key_mask, counts)
         if not levels:
             return x.new_zeros((batch, 0, heads, dim))
         # What is given beyond the needed levels is attended by nobody: it
         # stays in the graph, with a gradient of zero.
-        parts = [level.flatten(1, 1 + geometry.ndim) for level in levels]
-        parts[geometry.num_levels:] = [
-            part[:, :0] for part in parts[geometry.num_levels:]
-        ]
-        return torch.cat(parts, dim=1).to(x.dtype)
+        needed = geometry.num_levels
+        levels = [*levels[:needed], *(x[:, :0] for x in levels[needed:])]
+        return pack(levels, geometry.ndim).to(x.dtype)
 
-    if geometry.num_levels:
-        counts = pack(masses(geometry, key_mask, query.device), geometry.ndim)
+    if counts:
+        mass_packed = pack(counts, geometry.ndim)
     else:
-        counts = torch.zeros((1, 0), dtype=torch.int64, device=query.device)
+        mass_packed = torch.zeros((1, 0),
+                                  dtype=torch.int64,
+                                  device=query.device)
     seed = None
     if dropout_p > 0:
         # A tensor, so that a compiled graph draws anew at every call.
@@ -132,9 +133,10 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
             torch.randint(0, 2**31 - 1, ())
             if dropout_seed is None else torch.tensor(dropout_seed))
     return attention(query, key, value, packed(key, key_summaries),
-                     packed(value, value_summaries), counts, key_mask, seed,
-                     geometry.cell_size, geometry.num_levels, geometry.rank,
-                     geometry.causal, mass, scale, float(dropout_p), backend)
+                     packed(value, value_summaries), mass_packed, key_mask,
+                     seed, geometry.cell_size, geometry.num_levels,
+                     geometry.rank, geometry.causal, mass, scale,
+                     float(dropout_p), backend)
 
 
 def fma1d(query: Tensor,

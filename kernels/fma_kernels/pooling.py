@@ -114,7 +114,8 @@ def _masses_of_grid(hierarchy: Hierarchy,
 
 def average_pyramid(x: Tensor,
                     hierarchy: Hierarchy,
-                    key_mask: Optional[Tensor] = None) -> List[Tensor]:
+                    key_mask: Optional[Tensor] = None,
+                    counts: Optional[List[Tensor]] = None) -> List[Tensor]:
     """Means over the real tokens of every sub-cell, level 1 first.
 
     Args:
@@ -123,6 +124,7 @@ def average_pyramid(x: Tensor,
         hierarchy: the geometry; its ``shape`` equals ``grid``.
         key_mask: bool ``[B, *grid]``, True = real. Masked tokens may hold
             NaN, and get a zero gradient.
+        counts: what :func:`masses` gives for these, where it is known.
 
     Returns:
         Per level ``[B, *grid_l, rank ** d, heads, head_dim]`` in the dtype
@@ -134,7 +136,8 @@ def average_pyramid(x: Tensor,
     if key_mask is not None:
         x = x.masked_fill(~key_mask[..., None, None], 0)
     sums = _sums(x.to(accumulation_dtype(dtype)), hierarchy)
-    counts = masses(hierarchy, key_mask, x.device)
+    if counts is None:
+        counts = masses(hierarchy, key_mask, x.device)
     return [(total / count.clamp(min=1)[..., None, None]).to(dtype)
             for total, count in zip(sums, counts)]
 

@@ -116,6 +116,8 @@ class Problem:
             for part in self.lists
         ]
         self.workspace: Dict[str, Tensor] = {}
+        # What dropout hashes: the same for all chunks.
+        self.numbers = self._numbers() if dropout_p else None
 
     def _batched(self, part: KeyList) -> Tensor:
         """Rows to gather for every tile (or group) of the whole batch."""
@@ -266,7 +268,7 @@ class Problem:
         """
         if not self.dropout_p:
             return None
-        query, columns = self._numbers()
+        query, columns = self.numbers
         plan, count = self.plan, self.hierarchy.num_tokens
         group = torch.arange(
             chunk.groups.start, chunk.groups.stop, device=self.device)

@@ -1,12 +1,19 @@
 """Argument checks of the public ops, and what each backend can run."""
-from math import isfinite
-from typing import List, Optional
+import os
+from importlib.util import find_spec
+from math import isfinite, prod
+from typing import List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from .geometry import Hierarchy
 
+_HAS_TRITON = find_spec('triton') is not None
+# Triton's interpreter runs kernels on a CPU; it is chosen at import.
+_INTERPRETED = os.environ.get('TRITON_INTERPRET', '0') == '1'
+_HAS_FLEX = find_spec('torch.nn.attention.flex_attention') is not None
+_DENSE_TOKENS = 16384
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -137,31 +144,107 @@ def check_biases(near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
                                  f'{tuple(bias.shape)}')
 
 
-def refuse_torch(near_bias: Optional[Tensor],
-                 far_bias: Optional[List[Tensor]]) -> Optional[str]:
-    """Why the blocked PyTorch backend cannot run, or None."""
-    for name, bias in (('near_bias', near_bias), ('far_bias', far_bias)):
-        if bias is not None:
+class Request(NamedTuple):
+    """What a backend must know to say whether it can run.
+
+    Attributes:
+        device, dtype, head_dim: of the query.
+        tokens: of one image or sequence.
+        near_bias, far_bias, dropout: whether these are asked for.
+    """
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    tokens: int
+    near_bias: bool = False
+    far_bias: bool = False
+    dropout: bool = False
+
+    @classmethod
+    def of(cls,
+           query: Tensor,
+           near_bias: Optional[Tensor] = None,
+           far_bias: Optional[Sequence[Tensor]] = None,
+           dropout_p: float = 0.0) -> 'Request':
+        """From the arguments of the public ops."""
+        return cls(query.device, query.dtype, query.shape[-1],
+                   prod(query.shape[1:-2]), near_bias is not None, far_bias
+                   is not None, dropout_p > 0)
+
+
+def _refuse_biases(request: Request) -> Optional[str]:
+    for name in ('near_bias', 'far_bias'):
+        if getattr(request, name):
             return (f"it has no {name} yet; backend='naive' has, at "
                     'quadratic memory')
     return None
 
 
-def refuse_naive(near_bias: Optional[Tensor],
-                 far_bias: Optional[List[Tensor]]) -> Optional[str]:
+def refuse_triton(request: Request) -> Optional[str]:
+    """Why the fused kernels cannot run, or None."""
+    if not _HAS_TRITON:
+        return 'the package triton is not installed'
+    if request.device.type != 'cuda':
+        if request.device.type != 'cpu' or not _INTERPRETED:
+            return f'it needs a CUDA device, not {request.device}'
+    elif torch.cuda.get_device_capability(request.device) < (7, 5):
+        return 'it needs compute capability 7.5 or newer'
+    elif (request.dtype == torch.bfloat16
+          and torch.cuda.get_device_capability(request.device) < (8, 0)):
+        return 'bfloat16 needs compute capability 8.0 or newer'
+    if request.dtype == torch.float64:
+        return 'it has no float64'
+    if request.head_dim > 128:
+        return f'head_dim must be at most 128, got {request.head_dim}'
+    return _refuse_biases(request)
+
+
+def refuse_torch(request: Request) -> Optional[str]:
+    """Why the blocked PyTorch backend cannot run, or None."""
+    return _refuse_biases(request)
+
+
+def refuse_flex(request: Request) -> Optional[str]:
+    """Why flex_attention cannot run, or None."""
+    if not _HAS_FLEX:
+        return 'flex_attention needs PyTorch 2.5 or newer'
+    if request.device.type not in ('cpu', 'cuda'):
+        return f'it needs a CPU or a CUDA device, not {request.device}'
+    dense = request.device.type == 'cpu' or request.dtype == torch.float64
+    if dense and request.tokens > _DENSE_TOKENS:
+        return ('on a CPU and in float64 it holds all tokens x keys: at most '
+                f"{_DENSE_TOKENS} tokens, got {request.tokens}; "
+                "backend='torch' has no such limit")
+    if request.dropout:
+        return "it cannot drop weights; backend='torch' can"
+    return _refuse_biases(request)
+
+
+def refuse_naive(request: Request) -> Optional[str]:
     """The oracle runs everything: None."""
     return None
 
 
+REFUSALS = {
+    'triton': refuse_triton,
+    'torch': refuse_torch,
+    'flex': refuse_flex,
+    'naive': refuse_naive
+}
 # Best first: 'auto' takes the first that does not refuse.
-REFUSALS = {'torch': refuse_torch, 'naive': refuse_naive}
+AUTO = ('triton', 'torch', 'naive')
 
 
-def can_run(backend: str,
-            near_bias: Optional[Tensor] = None,
-            far_bias: Optional[List[Tensor]] = None,
-            raise_error: bool = False) -> bool:
-    """Whether a backend takes these arguments.
+def refusal(backend: str, request: Request) -> Optional[str]:
+    """Why ``'auto'`` passes a backend over, or None."""
+    if backend == 'triton' and request.device.type == 'cpu':
+        # Not even interpreted, which is for tests.
+        return 'it needs a CUDA device, not cpu'
+    return REFUSALS[backend](request)
+
+
+def can_run(backend: str, request: Request, raise_error: bool = False) -> bool:
+    """Whether a backend takes such arguments.
 
     Raises:
         ValueError: if there is no such backend; with the reason, if it
@@ -170,7 +253,7 @@ def can_run(backend: str,
     if backend not in REFUSALS:
         raise ValueError(f"backend must be 'auto' or one of {list(REFUSALS)}, "
                          f'got {backend!r}')
-    reason = REFUSALS[backend](near_bias, far_bias)
+    reason = REFUSALS[backend](request)
     if reason is not None and raise_error:
         raise ValueError(f'backend={backend!r} cannot run: {reason}')
     return reason is None

@@ -8,34 +8,43 @@ from . import checks
 from .dropout import draw_seed
 from .geometry import Hierarchy
 from .naive import naive
-from .ops import attention
-from .pooling import average_pyramid, masses, pack
+from .ops import attention, pool
+from .pooling import pack, packed_mass
 
 Output = Union[Tensor, Tuple[Tensor, Tensor]]
 
 
-def explain_backend(near_bias: Optional[Tensor] = None,
-                    far_bias: Optional[Sequence[Tensor]] = None) -> str:
+def explain_backend(query: Tensor,
+                    *,
+                    near_bias: Optional[Tensor] = None,
+                    far_bias: Optional[Sequence[Tensor]] = None,
+                    dropout_p: float = 0.0) -> str:
     """Says which backend ``'auto'`` takes for such arguments, and why.
+
+    Args:
+        query: as :func:`fma1d` and :func:`fma2d` take it; its device, dtype
+            and head_dim count.
+        near_bias, far_bias, dropout_p: as the ops take them.
 
     Returns:
         One line per backend that was considered, the chosen one last.
     """
+    request = checks.Request.of(query, near_bias, far_bias, dropout_p)
     lines = []
-    for name, refuse in checks.REFUSALS.items():
-        reason = refuse(near_bias, far_bias)
+    for name in checks.AUTO:
+        reason = checks.refusal(name, request)
         lines.append(f'{name}: {reason or "chosen"}')
         if reason is None:
             break
     return '\n'.join(lines)
 
 
-def _choose_backend(backend: str, near_bias, far_bias) -> str:
+def _choose_backend(backend: str, request: checks.Request) -> str:
     if backend == 'auto':
         return next(
-            name for name in checks.REFUSALS
-            if checks.can_run(name, near_bias, far_bias))
-    checks.can_run(backend, near_bias, far_bias, raise_error=True)
+            name for name in checks.AUTO
+            if checks.refusal(name, request) is None)
+    checks.can_run(backend, request, raise_error=True)
     return backend
 
 
@@ -75,7 +84,8 @@ def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
     checks.check_summaries('key_summaries', key_summaries, query, geometry)
     checks.check_summaries('value_summaries', value_summaries, query, geometry)
     checks.check_biases(near_bias, far_bias, query.shape[-2], geometry)
-    backend = _choose_backend(backend, near_bias, far_bias)
+    backend = _choose_backend(
+        backend, checks.Request.of(query, near_bias, far_bias, dropout_p))
 
     scale = float(query.shape[-1]**-0.5 if scale is None else scale)
     if key_mask is not None:
@@ -94,7 +104,7 @@ def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
     else:
         out, lse = _packed(backend, query, key, value, key_summaries,
                            value_summaries, mass, scale, key_mask, dropout_p,
-                           dropout_seed, geometry)
+                           dropout_seed, geometry, return_lse)
     return (out, lse) if return_lse else out
 
 
@@ -102,16 +112,18 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
             key_summaries: Optional[List[Tensor]],
             value_summaries: Optional[List[Tensor]], mass: bool, scale: float,
             key_mask: Optional[Tensor], dropout_p: float,
-            dropout_seed: Optional[int],
-            geometry: Hierarchy) -> Tuple[Tensor, Tensor]:
+            dropout_seed: Optional[int], geometry: Hierarchy,
+            return_lse: bool) -> Tuple[Tensor, Tensor]:
     """Pools what is not given, packs the levels and calls the core op."""
     batch, (heads, dim) = query.shape[0], query.shape[-2:]
     geometry = geometry.trimmed()
-    counts = masses(geometry, key_mask, query.device)
+    sizes = geometry.cell_size, geometry.num_levels, geometry.rank
+    # flex_attention differentiates itself, it has no pooling of its own.
+    core = 'torch' if backend == 'flex' else backend
 
     def packed(x: Tensor, levels: Optional[List[Tensor]]) -> Tensor:
-        if levels is None:
-            levels = average_pyramid(x, geometry, key_mask, counts)
+        if levels is None and geometry.num_levels:
+            return pool(x, key_mask, *sizes, core)
         if not levels:
             return x.new_zeros((batch, 0, heads, dim))
         # What is given beyond the needed levels is attended by nobody: it
@@ -120,23 +132,21 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
         levels = [*levels[:needed], *(x[:, :0] for x in levels[needed:])]
         return pack(levels, geometry.ndim).to(x.dtype)
 
-    if counts:
-        mass_packed = pack(counts, geometry.ndim)
-    else:
-        mass_packed = torch.zeros((1, 0),
-                                  dtype=torch.int64,
-                                  device=query.device)
+    summaries = packed(key, key_summaries), packed(value, value_summaries)
+    if backend == 'flex':
+        from .backends.flex import flex
+        mass_packed = packed_mass(geometry, key_mask, query.device)
+        return flex(query, key, value, *summaries, mass_packed, key_mask,
+                    geometry, mass, scale, return_lse)
     seed = None
     if dropout_p > 0:
         # A tensor, so that a compiled graph draws anew at every call.
+        device = query.device
         seed = (
-            torch.randint(0, 2**31 - 1, ())
-            if dropout_seed is None else torch.tensor(dropout_seed))
-    return attention(query, key, value, packed(key, key_summaries),
-                     packed(value, value_summaries), mass_packed, key_mask,
-                     seed, geometry.cell_size, geometry.num_levels,
-                     geometry.rank, geometry.causal, mass, scale,
-                     float(dropout_p), backend)
+            torch.randint(0, 2**31 - 1, (), device=device) if dropout_seed
+            is None else torch.tensor(dropout_seed, device=device))
+    return attention(query, key, value, *summaries, key_mask, seed, *sizes,
+                     geometry.causal, mass, scale, float(dropout_p), backend)
 
 
 def fma1d(query: Tensor,
@@ -184,7 +194,8 @@ def fma1d(query: Tensor,
         dropout_p: probability that a normalised weight is dropped.
         dropout_seed: same seed, same decisions, in every backend; drawn
             from PyTorch's generator by default.
-        backend: 'auto', 'torch' or 'naive'; :func:`explain_backend`.
+        backend: 'auto', 'triton', 'torch', 'flex' or 'naive';
+            :func:`explain_backend`.
         return_lse: also return the log-sum-exp.
 
     Returns:

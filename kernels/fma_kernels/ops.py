@@ -1,25 +1,28 @@
-"""The core op: packed tensors and plain integers, opaque to the compiler.
+"""The core ops: packed tensors and plain integers, opaque to the compiler.
 
 ``torch.compile`` and ``torch.export`` see one node with a known output
 shape; autograd sees one function whose backward recomputes. Lists and a
 :class:`Hierarchy` are not legal op arguments, hence the packed form.
 """
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS
+from . import backends
 from .geometry import Hierarchy, hierarchy
-from .pooling import accumulation_dtype
+from .pooling import accumulation_dtype, packed_mass
 
 
-def _hierarchy(query: Tensor, cell_size: int, num_levels: int, rank: int,
-               causal: bool) -> Hierarchy:
-    shape = tuple(query.shape[1:-2])
-    return hierarchy(shape, cell_size, num_levels, rank, causal)
+def _geometry(shape: List[int], cell_size: int, num_levels: int, rank: int,
+              causal: bool) -> Hierarchy:
+    """From a shape ``[B, *grid, heads, head_dim]``."""
+    # int() of a symbolic size fixes it: static shapes are promised.
+    grid = tuple(int(size) for size in shape[1:-2])
+    return hierarchy(grid, cell_size, num_levels, rank, causal)
 
 
+# --------------------------------------------------------------- attention
 def _empty_outputs(query: Tensor) -> Tuple[Tensor, Tensor]:
     lse = query.new_empty(
         query.shape[:-1], dtype=accumulation_dtype(query.dtype))
@@ -32,21 +35,19 @@ def _empty_grads(*inputs: Tensor) -> Tuple[Tensor, ...]:
 
 @torch.library.custom_op('fma_kernels::attention', mutates_args=())
 def attention(query: Tensor, key: Tensor, value: Tensor, key_summaries: Tensor,
-              value_summaries: Tensor, mass: Tensor,
-              key_mask: Optional[Tensor], seed: Optional[Tensor],
-              cell_size: int, num_levels: int, rank: int, causal: bool,
-              use_mass: bool, scale: float, dropout_p: float,
-              backend: str) -> Tuple[Tensor, Tensor]:
+              value_summaries: Tensor, key_mask: Optional[Tensor],
+              seed: Optional[Tensor], cell_size: int, num_levels: int,
+              rank: int, causal: bool, use_mass: bool, scale: float,
+              dropout_p: float, backend: str) -> Tuple[Tensor, Tensor]:
     """One softmax over near tokens and far summaries.
 
     Args:
         query, key, value: ``[B, *grid, heads, head_dim]``.
         key_summaries, value_summaries: ``[B, M_total, heads, head_dim]``,
             in the dtype of ``query``.
-        mass: int64 ``[B or 1, M_total]``, real tokens of each summary.
         key_mask: bool ``[B, *grid]``, True = real.
         seed: int64 scalar; required where ``dropout_p > 0``.
-        backend: a name in ``fma_kernels.backends.BACKENDS``.
+        backend: a module of ``fma_kernels.backends``.
 
     Returns:
         Output like ``query``, and lse ``[B, *grid, heads]`` in float32
@@ -54,14 +55,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, key_summaries: Tensor,
     """
     if not query.shape[0]:  # nothing to tile
         return _empty_outputs(query)
-    return BACKENDS[backend].forward(
-        query, key, value, key_summaries, value_summaries, mass, key_mask,
-        _hierarchy(query, cell_size, num_levels, rank, causal), use_mass,
-        scale, dropout_p, seed)
+    geometry = _geometry(query.shape, cell_size, num_levels, rank, causal)
+    return backends.load(backend).forward(
+        query, key, value, key_summaries, value_summaries,
+        packed_mass(geometry, key_mask, query.device), key_mask, geometry,
+        use_mass, scale, dropout_p, seed)
 
 
 @attention.register_fake
-def _(query, key, value, key_summaries, value_summaries, mass, key_mask, seed,
+def _(query, key, value, key_summaries, value_summaries, key_mask, seed,
       cell_size, num_levels, rank, causal, use_mass, scale, dropout_p,
       backend):
     return _empty_outputs(query)
@@ -71,46 +73,108 @@ def _(query, key, value, key_summaries, value_summaries, mass, key_mask, seed,
 def attention_backward(
         grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
         value: Tensor, key_summaries: Tensor, value_summaries: Tensor,
-        mass: Tensor, key_mask: Optional[Tensor], seed: Optional[Tensor],
+        key_mask: Optional[Tensor], seed: Optional[Tensor], out: Tensor,
         lse: Tensor, cell_size: int, num_levels: int, rank: int, causal: bool,
         use_mass: bool, scale: float, dropout_p: float,
         backend: str) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, key and value summaries."""
     if not query.shape[0]:
         return _empty_grads(query, key, value, key_summaries, value_summaries)
-    grads = BACKENDS[backend].backward(
-        grad_out, grad_lse, query, key, value, key_summaries,
-        value_summaries, mass, key_mask,
-        _hierarchy(query, cell_size, num_levels, rank,
-                   causal), use_mass, scale, dropout_p, seed, lse)
+    geometry = _geometry(query.shape, cell_size, num_levels, rank, causal)
+    grads = backends.load(backend).backward(
+        grad_out, grad_lse, query, key, value, key_summaries, value_summaries,
+        packed_mass(geometry, key_mask, query.device), key_mask, geometry,
+        use_mass, scale, dropout_p, seed, out, lse)
     # The compiler relies on the strides that the fake kernel promises.
     return tuple(grad.contiguous() for grad in grads)
 
 
 @attention_backward.register_fake
 def _(grad_out, grad_lse, query, key, value, key_summaries, value_summaries,
-      mass, key_mask, seed, lse, cell_size, num_levels, rank, causal, use_mass,
+      key_mask, seed, out, lse, cell_size, num_levels, rank, causal, use_mass,
       scale, dropout_p, backend):
     return _empty_grads(query, key, value, key_summaries, value_summaries)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    tensors, options = inputs[:8], inputs[8:]
-    ctx.save_for_backward(*tensors, output[1])
+def _setup_attention(ctx, inputs, output) -> None:
+    tensors, options = inputs[:7], inputs[7:]
+    ctx.save_for_backward(*tensors, *output)
     ctx.options = options
 
 
-def _backward(ctx, grad_out, grad_lse):
-    *tensors, lse = ctx.saved_tensors
+def _attention_slopes(ctx, grad_out, grad_lse):
+    *tensors, out, lse = ctx.saved_tensors
     if grad_out is None:
-        grad_out = torch.zeros_like(tensors[0])
+        grad_out = torch.zeros_like(out)
     if grad_lse is None:
         grad_lse = torch.zeros_like(lse)
     # A query without any key has no gradient, whatever arrives: the slope
     # of a log-sum-exp of nothing is NaN in many a caller's graph.
     grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0)
-    grads = attention_backward(grad_out, grad_lse, *tensors, lse, *ctx.options)
-    return (*grads, *[None] * (3 + len(ctx.options)))
+    grads = attention_backward(grad_out, grad_lse, *tensors, out, lse,
+                               *ctx.options)
+    return (*grads, *[None] * (2 + len(ctx.options)))
 
 
-attention.register_autograd(_backward, setup_context=_setup_context)
+attention.register_autograd(_attention_slopes, setup_context=_setup_attention)
+
+
+# ----------------------------------------------------------------- pooling
+@torch.library.custom_op('fma_kernels::pool', mutates_args=())
+def pool(x: Tensor, key_mask: Optional[Tensor], cell_size: int,
+         num_levels: int, rank: int, backend: str) -> Tensor:
+    """Averages over the real tokens of all levels' sub-cells.
+
+    Args:
+        x: ``[B, *grid, heads, head_dim]``.
+        key_mask: bool ``[B, *grid]``, True = real.
+        num_levels: at least 1.
+        backend: a module of ``fma_kernels.backends``.
+
+    Returns:
+        Packed ``[B, M_total, heads, head_dim]``; 0 where nothing is real.
+    """
+    geometry = _geometry(x.shape, cell_size, num_levels, rank, False)
+    if not x.shape[0]:
+        return x.new_empty((0, geometry.num_summaries, *x.shape[-2:]))
+    mass = packed_mass(geometry, key_mask, x.device)
+    return backends.load(backend).pool(x, key_mask, mass, geometry)
+
+
+@pool.register_fake
+def _(x, key_mask, cell_size, num_levels, rank, backend):
+    geometry = _geometry(x.shape, cell_size, num_levels, rank, False)
+    return x.new_empty((x.shape[0], geometry.num_summaries, *x.shape[-2:]))
+
+
+@torch.library.custom_op('fma_kernels::pool_backward', mutates_args=())
+def pool_backward(grad: Tensor, key_mask: Optional[Tensor], shape: List[int],
+                  cell_size: int, num_levels: int, rank: int,
+                  backend: str) -> Tensor:
+    """Gradient of the tokens, ``shape = [B, *grid, heads, head_dim]``."""
+    if not shape[0]:
+        return grad.new_empty(shape)
+    geometry = _geometry(shape, cell_size, num_levels, rank, False)
+    mass = packed_mass(geometry, key_mask, grad.device)
+    return backends.load(backend).pool_backward(
+        grad, key_mask, mass, geometry, torch.Size(shape)).contiguous()
+
+
+@pool_backward.register_fake
+def _(grad, key_mask, shape, cell_size, num_levels, rank, backend):
+    return grad.new_empty(shape)
+
+
+def _setup_pool(ctx, inputs, output) -> None:
+    x, key_mask, *ctx.options = inputs
+    ctx.save_for_backward(key_mask)
+    ctx.shape = x.shape
+
+
+def _pool_slopes(ctx, grad):
+    key_mask, = ctx.saved_tensors
+    grad = pool_backward(grad, key_mask, list(ctx.shape), *ctx.options)
+    return (grad, *[None] * (1 + len(ctx.options)))
+
+
+pool.register_autograd(_pool_slopes, setup_context=_setup_pool)

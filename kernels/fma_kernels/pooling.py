@@ -4,6 +4,7 @@ A sub-cell of level ``l + 1`` is exactly ``2 ** d`` sub-cells of level ``l``,
 so sums and masses are carried upwards and divided once per level: the mean
 is that of the real tokens, on ragged and masked grids too.
 """
+from functools import lru_cache
 from typing import List, Optional, Tuple
 
 import torch
@@ -65,6 +66,15 @@ def lattice_to_cells(x: Tensor, grid: Tuple[int, ...], rank: int) -> Tensor:
     return x.permute(order).reshape(x.shape[0], *grid, rank**ndim, *tail)
 
 
+def cells_to_lattice(x: Tensor, rank: int, ndim: int) -> Tensor:
+    """The inverse of :func:`lattice_to_cells`."""
+    grid, tail = x.shape[1:1 + ndim], x.shape[2 + ndim:]
+    x = x.reshape(x.shape[0], *grid, *(rank, ) * ndim, *tail)
+    pairs = [axis for i in range(1, ndim + 1) for axis in (i, i + ndim)]
+    x = x.permute(0, *pairs, *range(1 + 2 * ndim, x.dim()))
+    return x.reshape(x.shape[0], *(size * rank for size in grid), *tail)
+
+
 def _sums(x: Tensor, hierarchy: Hierarchy) -> List[Tensor]:
     """Sub-cell sums of every level, ``[B, *grid_l, rank ** d, ...]``."""
     found = []
@@ -115,8 +125,11 @@ def _masses_of_grid(hierarchy: Hierarchy,
 def average_pyramid(x: Tensor,
                     hierarchy: Hierarchy,
                     key_mask: Optional[Tensor] = None,
-                    counts: Optional[List[Tensor]] = None) -> List[Tensor]:
+                    mass: Optional[Tensor] = None) -> List[Tensor]:
     """Means over the real tokens of every sub-cell, level 1 first.
+
+    Plain differentiable PyTorch on any device; the public ops pool with
+    ``fma_kernels::pool``, the same in one pass.
 
     Args:
         x: ``[B, *grid, heads, head_dim]``, any floating dtype; sums are
@@ -124,7 +137,7 @@ def average_pyramid(x: Tensor,
         hierarchy: the geometry; its ``shape`` equals ``grid``.
         key_mask: bool ``[B, *grid]``, True = real. Masked tokens may hold
             NaN, and get a zero gradient.
-        counts: what :func:`masses` gives for these, where it is known.
+        mass: what :func:`packed_mass` gives for these, where it is known.
 
     Returns:
         Per level ``[B, *grid_l, rank ** d, heads, head_dim]`` in the dtype
@@ -136,12 +149,85 @@ def average_pyramid(x: Tensor,
     if key_mask is not None:
         x = x.masked_fill(~key_mask[..., None, None], 0)
     sums = _sums(x.to(accumulation_dtype(dtype)), hierarchy)
-    if counts is None:
+    if mass is None:
         counts = masses(hierarchy, key_mask, x.device)
+    else:
+        counts = unpack(mass, hierarchy)
     return [(total / count.clamp(min=1)[..., None, None]).to(dtype)
             for total, count in zip(sums, counts)]
+
+
+def spread(grad: Tensor, hierarchy: Hierarchy, key_mask: Optional[Tensor],
+           mass: Tensor) -> Tensor:
+    """The transpose of packed averages: each sub-cell's share, to its tokens.
+
+    Args:
+        grad: ``[B, M_total, heads, head_dim]``.
+        mass: int64 ``[B or 1, M_total]``, as :func:`packed_mass`.
+
+    Returns:
+        ``[B, *grid, heads, head_dim]`` in the dtype of ``grad``; 0 where
+        masked.
+    """
+    ndim = hierarchy.ndim
+    share = grad.to(accumulation_dtype(grad.dtype))
+    share = share / mass.clamp(min=1)[..., None, None]
+    total = None
+    # From the coarsest level down: a sub-cell hands its sum to its parts.
+    for level in reversed(unpack(share, hierarchy)):
+        lattice = cells_to_lattice(level, hierarchy.rank, ndim)
+        if total is not None:
+            lattice = lattice + _repeat(total, 2, lattice.shape[1:1 + ndim])
+        total = lattice
+    side = hierarchy.cell_size // hierarchy.rank
+    total = _repeat(total, side, hierarchy.shape).to(grad.dtype)
+    if key_mask is not None:
+        total = total.masked_fill(~key_mask[..., None, None], 0)
+    return total
+
+
+def _repeat(x: Tensor, times: int, sizes: Tuple[int, ...]) -> Tensor:
+    """Every point of a grid ``times`` along each axis, cut to ``sizes``."""
+    for axis, size in enumerate(sizes, 1):
+        x = x.repeat_interleave(times, dim=axis).narrow(axis, 0, size)
+    return x
 
 
 def pack(levels: List[Tensor], ndim: int) -> Tensor:
     """Per-level ``[B, *grid_l, rank ** d, ...]`` -> ``[B, M_total, ...]``."""
     return torch.cat([level.flatten(1, 1 + ndim) for level in levels], dim=1)
+
+
+def unpack(packed: Tensor, hierarchy: Hierarchy) -> List[Tensor]:
+    """The inverse of :func:`pack`: views of ``[B, M_total, ...]``."""
+    return [
+        level.unflatten(1, (*grid, hierarchy.num_parts))
+        for level, grid in zip(
+            packed.split(hierarchy.level_sizes, dim=1), hierarchy.grids)
+    ]
+
+
+def packed_mass(hierarchy: Hierarchy,
+                key_mask: Optional[Tensor] = None,
+                device: Optional[torch.device] = None) -> Tensor:
+    """:func:`masses` as one int64 tensor ``[B or 1, M_total]``.
+
+    Without a mask the result is shared between calls: do not write to it.
+    """
+    if key_mask is None:
+        return _packed_mass_of_grid(hierarchy, device)
+    return _packed(masses(hierarchy, key_mask), hierarchy, key_mask.device)
+
+
+@lru_cache(maxsize=64)
+def _packed_mass_of_grid(hierarchy: Hierarchy,
+                         device: Optional[torch.device]) -> Tensor:
+    # Counted on the CPU and sent at once: many small steps.
+    return _packed(masses(hierarchy), hierarchy, device)
+
+
+def _packed(levels: List[Tensor], hierarchy: Hierarchy,
+            device: Optional[torch.device]) -> Tensor:
+    if not levels:
+        return torch.zeros((1, 0), dtype=torch.int64, device=device)
+    return pack(levels, hierarchy.ndim).to(device)

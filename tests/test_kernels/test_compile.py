@@ -5,8 +5,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from fma_kernels import Hierarchy, fma1d, fma2d
-from fma_kernels.ops import attention, attention_backward
-from fma_kernels.pooling import average_pyramid, masses, pack
+from fma_kernels.ops import attention, attention_backward, pool, pool_backward
+from fma_kernels.pooling import average_pyramid, pack
 from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
                                  random_qkv)
 
@@ -42,19 +42,37 @@ def test_opcheck(case) -> None:
             pack(average_pyramid(x, h, mask),
                  h.ndim).detach().requires_grad_() for x in (k, v)
         ]
-        mass = pack(masses(h, mask), h.ndim)
     else:
         pooled = [q.new_zeros(2, 0, 2, 4) for _ in range(2)]
-        mass = torch.zeros(1, 0, dtype=torch.int64)
     # Static shapes are promised; a new shape recompiles.
     torch.library.opcheck(
         attention,
-        (q, k, v, *pooled, mass, mask, torch.tensor(3) if p else None,
-         cell_size, h.num_levels, rank, causal, True, 0.5, p, 'torch'),
+        (q, k, v, *pooled, mask, torch.tensor(3) if p else None, cell_size,
+         h.num_levels, rank, causal, True, 0.5, p, 'torch'),
         test_utils=('test_schema', 'test_autograd_registration',
                     'test_faketensor', 'test_aot_dispatch_static'),
         rtol=2e-2 if dtype == torch.bfloat16 else 1e-4,
         atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck_of_pooling(masked, dtype) -> None:
+    mask = random_mask((9, 10), 2) if masked else None
+    q, k, v = random_qkv((9, 10), batch=2, dtype=dtype)
+    torch.library.opcheck(
+        pool, (k, mask, 2, 3, 2, 'torch'),
+        test_utils=('test_schema', 'test_autograd_registration',
+                    'test_faketensor', 'test_aot_dispatch_static'),
+        rtol=2e-2 if dtype == torch.bfloat16 else 1e-4,
+        atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+    grad = torch.randn(2, 40 * 3, 2, 4, dtype=dtype)[:, ::2]
+    shape = [2, 9, 10, 2, 4]
+    h = Hierarchy((9, 10), 2, 2, 1)
+    grad = grad[:, :h.num_summaries]
+    torch.library.opcheck(
+        pool_backward, (grad, mask, shape, 2, 2, 1, 'torch'),
+        test_utils=('test_schema', 'test_faketensor'))
 
 
 def test_fake_tensors_know_shapes_and_strides() -> None:
@@ -70,10 +88,9 @@ def test_fake_backward_knows_the_strides() -> None:
     qkv = torch.randn(2, 9, 10, 3, 2, 4).unbind(3)
     h = Hierarchy((9, 10), 2)
     pooled = [pack(average_pyramid(x, h), h.ndim) for x in qkv[1:]]
-    mass = pack(masses(h), h.ndim)
     out, lse = fma2d(*qkv, cell_size=2, return_lse=True)
     torch.library.opcheck(
-        attention_backward, (out, lse, *qkv, *pooled, mass, None, None, lse, 2,
+        attention_backward, (out, lse, *qkv, *pooled, None, None, out, lse, 2,
                              h.num_levels, 1, False, True, 0.5, 0.0, 'torch'),
         test_utils=('test_schema', 'test_faketensor'))
 

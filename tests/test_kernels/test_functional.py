@@ -4,7 +4,7 @@ import torch
 from slow_reference import slow_fma
 
 from fma_kernels import Hierarchy, explain_backend, fma1d, fma2d
-from fma_kernels.checks import can_run
+from fma_kernels.checks import Request, can_run
 from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
 
@@ -118,10 +118,12 @@ def test_biases_are_refused_with_the_reason(name) -> None:
     reason = f"backend='torch' cannot run: it has no {name}"
     with pytest.raises(ValueError, match=reason):
         fma2d(**arguments(backend='torch', **bias))
+    query = arguments()['query']
+    asked, plain = Request.of(query, **bias), Request.of(query)
     with pytest.raises(ValueError, match=reason):
-        can_run('torch', raise_error=True, **bias)
-    assert not can_run('torch', **bias) and can_run('torch')
-    assert can_run('naive', **bias)
+        can_run('torch', asked, raise_error=True)
+    assert not can_run('torch', asked) and can_run('torch', plain)
+    assert can_run('naive', asked)
 
 
 @pytest.mark.parametrize('backend', ['auto', 'naive'])
@@ -150,11 +152,15 @@ def test_biases_learn() -> None:
 
 
 def test_explain_backend() -> None:
-    assert explain_backend() == 'torch: chosen'
-    lines = explain_backend(**biases()).splitlines()
-    assert len(lines) == 2 and lines[-1] == 'naive: chosen'
-    assert lines[0].startswith('torch: it has no near_bias')
-    assert 'far_bias' in explain_backend(far_bias=biases()['far_bias'])
+    query = arguments()['query']
+    lines = explain_backend(query).splitlines()
+    assert lines == [
+        'triton: it needs a CUDA device, not cpu', 'torch: chosen'
+    ]
+    lines = explain_backend(query, **biases()).splitlines()
+    assert len(lines) == 3 and lines[-1] == 'naive: chosen'
+    assert lines[1].startswith('torch: it has no near_bias')
+    assert 'far_bias' in explain_backend(query, far_bias=biases()['far_bias'])
 
 
 def test_auto_is_the_blocked_backend(monkeypatch) -> None:

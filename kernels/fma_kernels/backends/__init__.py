@@ -1,17 +1,16 @@
-"""The backends of the core op, best first.
+"""The backends of the core ops: one module (or package) each.
 
-Adding one means a module with ``forward`` and ``backward`` on packed
-tensors, a ``refuse_*`` in ``checks.py``, and a line here.
+A backend has four functions on packed tensors, as :mod:`fma_kernels.ops`
+calls them: ``forward``, ``backward``, ``pool`` and ``pool_backward``. Adding
+one means such a module and a ``refuse_*`` in ``checks.py``.
 """
-from typing import Callable, NamedTuple
-
-from . import torch as _torch
-
-
-class Backend(NamedTuple):
-    """``forward`` and ``backward`` as :mod:`fma_kernels.ops` calls them."""
-    forward: Callable
-    backward: Callable
+from importlib import import_module
+from types import ModuleType
 
 
-BACKENDS = {'torch': Backend(_torch.forward, _torch.backward)}
+def load(name: str) -> ModuleType:
+    """The backend's module, imported when it is first needed.
+
+    So that Triton need not be installed where nothing runs on a GPU.
+    """
+    return import_module(f'.{name}', __name__)

@@ -81,7 +81,7 @@ class Tiling:
         return self.tile_cells * self.cell_tokens
 
 
-def _grid_points(grid: Tuple[int, ...]) -> Tensor:
+def grid_points(grid: Tuple[int, ...]) -> Tensor:
     """Row-major coordinates, ``[prod(grid), d]``."""
     axes = [torch.arange(size) for size in grid]
     return torch.cartesian_prod(*axes).reshape(-1, len(grid))
@@ -112,7 +112,7 @@ def _distance(points: Tensor, centre: Tensor) -> Tensor:
     return (points - centre).abs().amax(-1)
 
 
-def _compress(index: Tensor) -> Tensor:
+def compress(index: Tensor) -> Tensor:
     """Moves the -1 of each row to its end and cuts the common tail."""
     order = (index < 0).to(torch.uint8).argsort(dim=1, stable=True)
     length = int((index >= 0).sum(1).max()) if index.numel() else 0
@@ -124,18 +124,18 @@ def _window(low: int, high: int, ndim: int) -> Tensor:
     return torch.tensor(list(product(range(low, high), repeat=ndim)))
 
 
-def _exact_list(hierarchy: Hierarchy, level: int, cells: Tensor) -> Tensor:
+def exact_list(hierarchy: Hierarchy, level: int, cells: Tensor) -> Tensor:
     """Interaction lists of ``cells [T, d]``, packed summaries ``[T, F]``."""
     grid = hierarchy.grids[level - 1]
     if level == hierarchy.num_levels:
-        window = _grid_points(grid)[None]  # the same for every cell
+        window = grid_points(grid)[None]  # the same for every cell
     else:
         window = (cells // 2 * 2)[:, None] + _window(-2, 4, hierarchy.ndim)
     far = _inside(window, grid) & (_distance(window, cells[:, None]) > 1)
     if hierarchy.causal:
         far &= window[..., 0] < cells[:, None, 0]
     number = _flatten(window, grid).masked_fill(~far, -1)
-    return _expand_parts(_compress(number), hierarchy, level)
+    return _expand_parts(compress(number), hierarchy, level)
 
 
 def _expand_parts(cells: Tensor, hierarchy: Hierarchy, level: int) -> Tensor:
@@ -172,30 +172,37 @@ def _near_list(hierarchy: Hierarchy, leaves: Tensor, groups: Tensor,
     return KeyList('tokens', False, index, hidden, -m if causal else None)
 
 
-def _far_list(hierarchy: Hierarchy, groups: Tensor) -> KeyList:
-    """Summaries of every level around groups of 2 ** d leaves."""
-    m, d, causal = hierarchy.cell_size, hierarchy.ndim, hierarchy.causal
+def finest_list(hierarchy: Hierarchy, groups: Tensor) -> Tuple[Tensor, Tensor]:
+    """Level-1 summaries around groups of 2 ** d leaves.
+
+    Returns:
+        Packed summaries ``[groups, F]``, -1 off the grid, and bool
+        ``[2 ** d, F]``: which of them a child of the group sees finer.
+    """
+    d = hierarchy.ndim
     children = _window(0, 2, d)  # offsets from the group's first leaf
     window = _window(-2, 4, d)
     finer = _distance(window, children[:, None]) <= 1  # [children, cells]
-    if causal:
+    if hierarchy.causal:
         finer |= window[:, 0] >= children
     # What no child sees need not be gathered.
     window, finer = window[~finer.all(0)], finer[:, ~finer.all(0)]
-    hidden = finer.repeat_interleave(m**d, 0).repeat_interleave(
-        hierarchy.num_parts, 1)
     cells = 2 * groups[:, None] + window
     first = _flatten(cells, hierarchy.leaf_grid).masked_fill(
         ~_inside(cells, hierarchy.leaf_grid), -1)
+    return (_expand_parts(first, hierarchy,
+                          1), finer.repeat_interleave(hierarchy.num_parts, 1))
+
+
+def _far_list(hierarchy: Hierarchy, groups: Tensor) -> KeyList:
+    """Summaries of every level around groups of 2 ** d leaves."""
+    first, hidden = finest_list(hierarchy, groups)
+    hidden = hidden.repeat_interleave(hierarchy.cell_size**hierarchy.ndim, 0)
     upper = [
-        _exact_list(hierarchy, level, groups >> (level - 2))
+        exact_list(hierarchy, level, groups >> (level - 2))
         for level in range(2, hierarchy.num_levels + 1)
     ]
-    index = torch.cat([
-        _expand_parts(first, hierarchy, 1),
-        _compress(torch.cat(upper, dim=1))
-    ],
-                      dim=1)
+    index = torch.cat([first, compress(torch.cat(upper, dim=1))], dim=1)
     return KeyList('summaries', True, index, hidden)
 
 
@@ -209,7 +216,7 @@ def tiling(hierarchy: Hierarchy) -> Tiling:
     side = 2 if levels > 1 else 1
     group = (side, ) * d
     grid = tuple(-(-size // side) * side for size in hierarchy.leaf_grid)
-    groups = _grid_points(tuple(size // side for size in grid))
+    groups = grid_points(tuple(size // side for size in grid))
     # [groups, 1, d] * side + [children, d] -> leaves in group order
     leaves = (groups[:, None] * side + _window(0, side, d)).flatten(0, 1)
     as_parent = levels > 1 and hierarchy.cell_size**d < _MIN_TILE
@@ -219,7 +226,7 @@ def tiling(hierarchy: Hierarchy) -> Tiling:
 
     near = _near_list(hierarchy, leaves, groups, number, as_parent)
     if levels == 1:
-        far = KeyList('summaries', True, _exact_list(hierarchy, 1, leaves))
+        far = KeyList('summaries', True, exact_list(hierarchy, 1, leaves))
     else:
         far = _far_list(hierarchy, groups)
     return Tiling((hierarchy.cell_size, ) * d, grid, group,

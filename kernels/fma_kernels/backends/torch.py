@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..dropout import keep_mask
 from ..geometry import Hierarchy
-from ..pooling import accumulation_dtype
+from ..pooling import accumulation_dtype, average_pyramid, pack, spread
 from .packing import (Rows, from_cells, pack_queries, pack_summaries,
                       pack_tokens, to_cells)
 from .tiling import KeyList, tiling
@@ -377,21 +377,37 @@ def backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
     """Gradients of query, key, value, key and value summaries.
 
     Takes two gradients, the arguments of :class:`Problem` between its first
-    and last, and lse.
+    and last, and the results of :func:`forward`.
     """
-    *args, lse = args
+    *args, out, lse = args
     inputs = (query, key, value, key_summaries, value_summaries)
     grads = tuple(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
     for slab in slabs(query):
-        _backward(
-            Problem(slab, *inputs, *args, buffers=2), slab.cut(grad_out),
-            slab.cut(grad_lse[..., None]), slab.cut(lse[..., None]),
-            [slab.cut(x) for x in grads])
+        problem = Problem(slab, *inputs, *args, buffers=2)
+        # Softmax: w * (slope - sum(w * slope)), the sum is grad_out . out;
+        # lse adds w * grad_lse.
+        delta = slab.cut(grad_out).to(problem.acc) * slab.cut(out)
+        delta = delta.sum(-1, keepdim=True) - slab.cut(grad_lse[..., None])
+        _backward(problem, slab.cut(grad_out), delta,
+                  slab.cut(lse[..., None]), [slab.cut(x) for x in grads])
     return grads
 
 
-def _backward(p: Problem, grad_out: Tensor, grad_lse: Tensor, lse: Tensor,
+def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
+         hierarchy: Hierarchy) -> Tensor:
+    """Averages over real tokens, packed ``[B, M, heads, D]``."""
+    return pack(
+        average_pyramid(x, hierarchy, key_mask, mass), hierarchy.ndim)
+
+
+def pool_backward(grad: Tensor, key_mask: Optional[Tensor], mass: Tensor,
+                  hierarchy: Hierarchy, shape: torch.Size) -> Tensor:
+    """Gradient of the tokens ``shape`` of :func:`pool`."""
+    return spread(grad, hierarchy, key_mask, mass)
+
+
+def _backward(p: Problem, grad_out: Tensor, delta: Tensor, lse: Tensor,
               results: List[Tensor]) -> None:
     """Fills the slab's part of the five gradients."""
     dim = p.dim
@@ -399,7 +415,7 @@ def _backward(p: Problem, grad_out: Tensor, grad_lse: Tensor, lse: Tensor,
     grads = _packed(p, grad_out)
     # A query without any key has lse = -inf: its weights must become 0.
     lse = _packed(p, lse.masked_fill(lse == -torch.inf, torch.inf))
-    grad_lse = _packed(p, grad_lse)
+    delta = _packed(p, delta)
     sums = {
         name: (_zeros_like(source.key), _zeros_like(source.value))
         for name, source in p.sources.items()
@@ -414,8 +430,7 @@ def _backward(p: Problem, grad_out: Tensor, grad_lse: Tensor, lse: Tensor,
             row_lse = lse[place].flatten(0, 2)
             weights = p.logits(query, chunk, rows)
             slopes = p.products('slopes', grad, values)
-            # softmax: w * (slope - sum(w * slope)); lse adds w * grad_lse.
-            centre = grad_lse[place].flatten(0, 2).neg()
+            row_delta = delta[place].flatten(0, 2)
             keeps = p.keep(chunk, rows) or [None] * len(weights)
             for i, (weight, slope,
                     keep) in enumerate(zip(weights, slopes, keeps)):
@@ -425,10 +440,7 @@ def _backward(p: Problem, grad_out: Tensor, grad_lse: Tensor, lse: Tensor,
                     slope *= keep
                     dropped = weight * keep
                 _add_keys(p, chunk, i, 1, dropped, grad, sums)
-                slope *= weight
-                centre += slope.sum(-1, keepdim=True)
-            for i, (weight, slope) in enumerate(zip(weights, slopes)):
-                slope.addcmul_(weight, centre, value=-1)
+                slope.sub_(row_delta).mul_(weight)
                 _add_keys(p, chunk, i, 0, slope, query[..., :dim], sums)
             out = p.buffer('out', *query.shape[:2], dim)
             p.weighted(slopes, keys, out)

@@ -1,0 +1,275 @@
+"""Compiles the Triton kernels offline: registers, spills, shared memory.
+
+    python kernels/benchmarks/resources.py                # the main table
+    python kernels/benchmarks/resources.py --targets 90 --jobs 4
+
+Needs no GPU: Triton's own assembler makes the machine code of every launch
+configuration for each target, and a disassembler reads what it takes. Exits
+with 1 if a kernel spills registers or takes more shared memory than the
+target has.
+"""
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Tuple
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fma_kernels import Hierarchy
+from fma_kernels.backends import triton as fused
+from fma_kernels.backends.triton import (call, configs, keys, pooling, queries,
+                                         summaries)
+from fma_kernels.pooling import packed_mass
+
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
+
+
+class Case(NamedTuple):
+    """A geometry and a shape of heads; ``masked`` also turns dropout on."""
+    name: str
+    shape: Tuple[int, ...]
+    cell_size: int
+    head_dim: int
+    dtype: str
+    num_levels: int = None
+    rank: int = 1
+    causal: bool = False
+    masked: bool = False
+
+
+def cases(dims=(32, 64, 128), dtypes=('bf16', 'fp32')) -> List[Case]:
+    """Every launch configuration, and the switches that change a kernel."""
+    geometries = [
+        ('2D cell 8', (56, 56), 8, None, 1, False),
+        ('2D cell 4', (56, 56), 4, None, 1, False),
+        ('1D cell 128', (4096, ), 128, None, 1, True),
+        ('1D cell 64', (4096, ), 64, None, 1, True),
+    ]
+    found = [
+        Case(name, shape, cell, dim, dtype, levels, rank, causal)
+        for name, shape, cell, levels, rank, causal in geometries
+        for dim in dims for dtype in dtypes
+    ]
+    return found + [
+        Case('2D masks', (56, 56), 8, 32, 'bf16', masked=True),
+        Case('2D rank 2', (56, 56), 8, 32, 'bf16', rank=2),
+        Case('2D full', (14, 14), 8, 32, 'bf16', 0),
+        Case('2D top list', (56, 56), 8, 32, 'bf16', 1),
+        Case('2D dim 48', (56, 56), 8, 48, 'fp16'),
+        Case('1D masks', (4096, ), 128, 64, 'bf16', masked=True),
+    ]
+
+
+class Launch(NamedTuple):
+    """What one launch compiles: a kernel, its constants and its types."""
+    kernel: str
+    constants: Dict[str, object]
+    signature: Dict[str, str]
+    divisible: Tuple[str, ...]
+    num_warps: int
+    num_stages: int
+
+
+_TYPES = {
+    torch.bfloat16: '*bf16',
+    torch.float16: '*fp16',
+    torch.float32: '*fp32',
+    torch.int64: '*i64',
+    torch.int32: '*i32',
+    torch.bool: '*i1'
+}
+_MODULES = {
+    'query_kernel': queries,
+    'key_kernel': keys,
+    'summary_kernel': summaries,
+    'gather_kernel': summaries,
+    'finest_kernel': pooling,
+    'coarser_kernel': pooling,
+    'spread_kernel': pooling
+}
+
+
+def describe(kernel, config: dict, arguments: dict) -> Launch:
+    """The types that Triton's launcher would find for these arguments."""
+    options = {
+        name: config[name]
+        for name in ('num_warps', 'num_stages') if name in config
+    }
+    values = {
+        **arguments,
+        **{
+            k: v
+            for k, v in config.items() if k not in options
+        }
+    }
+    constants, signature, divisible = {}, {}, []
+    constant_names = {p.name for p in kernel.params if p.is_constexpr}
+    for name in kernel.arg_names:
+        value = values[name]
+        if isinstance(value, Tensor):
+            signature[name] = _TYPES[value.dtype]
+            divisible.append(name)
+        elif name in constant_names or value == 1 and isinstance(value, int):
+            signature[name] = 'constexpr'
+            constants[name] = value
+        elif isinstance(value, float):
+            signature[name] = 'fp32'
+        else:
+            signature[name] = 'i32' if abs(value) < 2**31 else 'i64'
+            if value % 16 == 0:
+                divisible.append(name)
+    return Launch(kernel.fn.__name__, constants, signature, tuple(divisible),
+                  options.get('num_warps', 4), options.get('num_stages', 3))
+
+
+def launches(case: Case, target: int) -> List[Launch]:
+    """All kernels of a forward and backward call, none of them run."""
+    dtype = DTYPES[case.dtype]
+    h = Hierarchy(case.shape, case.cell_size, case.num_levels, case.rank,
+                  case.causal).trimmed()
+    # As many as FMA-T's first stage has, views of one projection.
+    q, k, v = torch.empty((1, *case.shape, 3, 3, case.head_dim),
+                          dtype=dtype).unbind(-3)
+    mask = torch.ones((1, *case.shape), dtype=bool) if case.masked else None
+    mass = packed_mass(h, mask)
+    found = []
+
+    def record(kernel, programs, config, arguments):
+        found.append(describe(kernel, config, arguments))
+
+    places = [call, keys, pooling, queries, summaries]
+    patches = [mock.patch.object(place, 'run', record) for place in places]
+    patches.append(
+        mock.patch.object(configs, 'capability', lambda device: target))
+    for patch in patches:
+        patch.start()
+    try:
+        options = (mass, mask, h, True, 0.1, 0.1 if case.masked else 0.0,
+                   torch.tensor(1) if case.masked else None)
+        summary = torch.empty((1, h.num_summaries, 3, case.head_dim),
+                              dtype=dtype)
+        out, lse = fused.forward(q, k, v, summary, summary, *options)
+        fused.backward(out, lse, q, k, v, summary, summary, *options, out, lse)
+        if h.num_levels:
+            fused.pool(k, mask, mass, h)
+            fused.pool_backward(summary, mask, mass, h, k.shape)
+    finally:
+        for patch in patches:
+            patch.stop()
+    return found
+
+
+def compile_launch(launch: Launch, target: int) -> Dict[str, int]:
+    """Registers of a thread, bytes spilled and bytes of shared memory."""
+    kernel = getattr(_MODULES[launch.kernel], launch.kernel)
+    names = list(launch.signature)
+    source = ASTSource(
+        kernel,
+        launch.signature,
+        constexprs={
+            (names.index(name), ): value
+            for name, value in launch.constants.items()
+        },
+        attrs={
+            (names.index(name), ): [['tt.divisibility', 16]]
+            for name in launch.divisible
+        })
+    compiled = triton.compile(
+        source,
+        target=GPUTarget('cuda', target, 32),
+        options=dict(num_warps=launch.num_warps, num_stages=launch.num_stages))
+    tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(compiled.asm['cubin'])
+        file.flush()
+        text = subprocess.run([tool, '--dump-resource-usage', file.name],
+                              check=True,
+                              capture_output=True,
+                              text=True).stdout
+    usage = dict(
+        pair.split(':')[:2] for pair in text.split('\n')[-2].split()
+        if ':' in pair)
+    return dict(
+        registers=int(usage['REG']),
+        spilled=int(usage['STACK']),
+        shared=compiled.metadata.shared)
+
+
+def examine(job: Tuple[Case, int]) -> List[dict]:
+    """One row for every kernel of a case and target."""
+    case, target = job
+    rows, seen = [], set()
+    for launch in launches(case, target):
+        key = repr(launch)
+        if key in seen:
+            continue
+        seen.add(key)
+        name = launch.kernel
+        if launch.constants.get('BACKWARD'):
+            name += ' backward'
+        blocks = {
+            k[6:]: v
+            for k, v in launch.constants.items()
+            if k.startswith('BLOCK_') and k != 'BLOCK_D'
+        }
+        rows.append(
+            dict(
+                case=case.name,
+                head_dim=case.head_dim,
+                dtype=case.dtype,
+                target=f'sm_{target}',
+                kernel=name,
+                blocks=' '.join(f'{k}{v}' for k, v in blocks.items()),
+                warps=launch.num_warps,
+                stages=launch.num_stages,
+                limit=configs.SHARED_MEMORY[target],
+                **compile_launch(launch, target)))
+    return rows
+
+
+COLUMNS = ('target', 'case', 'head_dim', 'dtype', 'kernel', 'blocks', 'warps',
+           'stages', 'registers', 'spilled', 'shared')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        '--targets', type=int, nargs='+', default=[80, 90, 100])
+    parser.add_argument('--dims', type=int, nargs='+', default=[32, 64, 128])
+    parser.add_argument(
+        '--dtypes', nargs='+', choices=DTYPES, default=['bf16', 'fp32'])
+    parser.add_argument('--jobs', type=int, default=2)
+    parser.add_argument('--json', type=Path, help='write the rows here')
+    args = parser.parse_args()
+    jobs = [(case, target) for target in args.targets
+            for case in cases(args.dims, args.dtypes)]
+    failed, rows = 0, []
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for found in pool.map(examine, jobs):
+            for row in found:
+                bad = row['spilled'] or row['shared'] > row['limit']
+                failed += bool(bad)
+                rows.append(row)
+                print(
+                    *(f'{row[name]!s:{width}}'
+                      for name, width in zip(COLUMNS, (6, 12, 4, 5, 21, 12, 2,
+                                                       2, 4, 4, 7))),
+                    'BAD' if bad else '',
+                    flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    sys.exit(f'{failed} kernels spill or do not fit' if failed else 0)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,397 @@
+"""flex_attention against the oracle: outputs, lse, gradients, block masks."""
+import warnings
+from typing import List
+
+import pytest
+import torch
+from torch import Tensor
+
+from fma_kernels import Hierarchy
+from fma_kernels.backends.flex import BLOCK, Layout, flex, layout, missing_flex
+from fma_kernels.naive import naive, visibility
+from fma_kernels.pooling import average_pyramid, masses, pack
+from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
+                                 random_qkv, random_summaries)
+
+pytestmark = pytest.mark.skipif(
+    missing_flex() is not None, reason=str(missing_flex()))
+needs_compiler = pytest.mark.skipif(
+    missing_compiler() is not None, reason=str(missing_compiler()))
+CPU = torch.device('cpu')
+
+
+def call_flex(q: Tensor,
+              k: Tensor,
+              v: Tensor,
+              h: Hierarchy,
+              key_summaries=None,
+              value_summaries=None,
+              mass: bool = True,
+              scale=None,
+              key_mask=None,
+              **options):
+    """``flex`` with the arguments of the oracle: pools and packs."""
+    h, (batch, heads, dim) = h.trimmed(), (q.shape[0], *q.shape[-2:])
+
+    def packed(x: Tensor, levels) -> Tensor:
+        if levels is None:
+            levels = average_pyramid(x, h, key_mask)
+        levels = levels[:h.num_levels]
+        if not levels:
+            return x.new_zeros((batch, 0, heads, dim))
+        return pack(levels, h.ndim).to(x.dtype)
+
+    counts = masses(h, key_mask, q.device)
+    mass_packed = (
+        pack(counts, h.ndim) if counts else torch.zeros(
+            (1, 0), dtype=torch.int64, device=q.device))
+    scale = float(dim**-0.5 if scale is None else scale)
+    return flex(q, k, v, packed(k, key_summaries), packed(v, value_summaries),
+                mass_packed, key_mask, h, mass, scale, **options)
+
+
+def run(function, inputs: List[Tensor], h: Hierarchy,
+        **options) -> List[Tensor]:
+    """[out, lse, gradient of every input] for fixed random slopes."""
+    q, k, v, *levels = inputs
+    if levels:
+        half = len(levels) // 2
+        options['key_summaries'] = levels[:half]
+        options['value_summaries'] = levels[half:]
+    results = function(q, k, v, h, **options)
+    generator = torch.Generator().manual_seed(3)
+    slopes = [
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        for x in results
+    ]
+    # A query without any key: its lse has no slope.
+    slopes[1] = slopes[1].masked_fill(results[1] == -torch.inf, 0)
+    return [*results, *torch.autograd.grad(results, inputs, slopes)]
+
+
+def compare(shape,
+            cell_size,
+            num_levels=None,
+            rank=1,
+            causal=False,
+            *,
+            batch=1,
+            heads=2,
+            head_dim=4,
+            dtype=torch.float64,
+            summaries=False,
+            mask=None,
+            device='cpu',
+            **options) -> None:
+    """Compares everything that comes out with the oracle."""
+    h = Hierarchy(shape, cell_size, num_levels, rank, causal)
+    inputs = list(random_qkv(shape, heads, head_dim, batch, dtype))
+    if mask is not None and dtype.itemsize > 2:  # masked keys may hold NaN
+        inputs[1:] = [
+            x.detach().masked_fill(~mask[..., None, None],
+                                   torch.nan).requires_grad_()
+            for x in inputs[1:]
+        ]
+    if summaries:
+        for seed in (1, 2):
+            inputs += random_summaries(
+                h, heads, head_dim, batch, dtype, seed=seed)
+    # Half precision is compared with the exact result of the same inputs.
+    exact = [
+        x.detach().double().requires_grad_() if dtype.itemsize == 2 else x
+        for x in inputs
+    ]
+    expected = run(naive, exact, h, key_mask=mask, **options)
+    if mask is not None:
+        mask = mask.to(device)
+    moved = [x.detach().to(device).requires_grad_() for x in inputs]
+    actual = run(call_flex, moved, h, key_mask=mask, **options)
+    assert actual[1].dtype == (
+        torch.float64 if dtype == torch.float64 else torch.float32)
+    for i, (a, b) in enumerate(zip(actual, expected)):
+        assert a.shape == b.shape
+        if i != 1:
+            assert a.dtype == dtype
+        assert_close(a.cpu(), b, dtype, grad=i > 1, what=f'result {i}')
+
+
+# shape, cell_size, num_levels, rank, causal
+GEOMETRIES = [
+    ((1, ), 1, None, 1, False),
+    ((7, ), 1, None, 1, False),
+    ((150, ), 2, None, 2, False),
+    ((200, ), 16, 1, 1, False),
+    ((33, ), 4, 6, 1, False),
+    ((33, ), 4, 0, 1, False),
+    ((1, ), 2, None, 1, True),
+    ((150, ), 2, None, 2, True),
+    ((67, ), 8, 6, 2, True),
+    ((140, ), 4, 1, 1, True),
+    ((40, ), 4, 0, 1, True),
+    ((1, 19), 2, None, 1, False),
+    ((3, 2), 4, None, 1, False),
+    ((17, 16), 2, None, 2, False),
+    ((13, 21), 1, None, 1, False),
+    ((13, 21), 4, 1, 2, False),
+    ((11, 18), 2, 6, 1, False),
+    ((6, 7), 2, 0, 1, False),
+]
+
+
+@pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
+def test_against_the_oracle(geometry) -> None:
+    compare(*geometry)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize(
+    'geometry', [((37, ), 2, None, 2, False), ((45, ), 4, None, 1, True),
+                 ((9, 14), 2, None, 1, False), ((13, 9), 4, None, 2, False)],
+    ids=str)
+def test_given_summaries(geometry, masked) -> None:
+    mask = random_mask(geometry[0], 2, real=0.4) if masked else None
+    compare(*geometry, batch=2, mask=mask, summaries=True)
+
+
+@pytest.mark.parametrize(
+    'options', [
+        dict(mass=False),
+        dict(scale=2.0),
+        dict(scale=0.0),
+        dict(scale=-0.3),
+    ],
+    ids=str)
+@pytest.mark.parametrize(
+    'geometry', [((50, ), 2, None, 2, True), ((14, 11), 2, None, 2, False)],
+    ids=str)
+def test_mass_and_scale(geometry, options) -> None:
+    compare(*geometry, **options)
+
+
+@pytest.mark.parametrize('real', [0.05, 0.6])
+@pytest.mark.parametrize(
+    'geometry', [((45, ), 2, None, 1, False), ((45, ), 16, None, 4, True),
+                 ((12, 15), 2, None, 2, False), ((7, 5), 2, 0, 1, False)],
+    ids=str)
+def test_masks_with_nan(geometry, real) -> None:
+    mask = random_mask(geometry[0], 3, real)
+    mask[1] = False  # an image of padding only
+    compare(*geometry, batch=3, mask=mask)
+
+
+@pytest.mark.parametrize('dtype',
+                         [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'geometry', [((45, ), 4, None, 2, True), ((14, 13), 2, None, 1, False)],
+    ids=str)
+def test_dtypes(geometry, dtype) -> None:
+    mask = random_mask(geometry[0], 2)
+    compare(*geometry, batch=2, head_dim=8, dtype=dtype, mask=mask)
+
+
+def test_what_is_absent_has_no_effect_and_no_gradient() -> None:
+    """Masked keys, summaries of mass 0, and queries that see nothing."""
+    h = Hierarchy((9, 10), 2, rank=2)
+    mask = random_mask(h.shape, 2, 0.3)
+    mask[0] = False
+    empty = pack(masses(h, mask), 2) == 0
+    qkv = [x.detach() for x in random_qkv(h.shape, batch=2)]
+    packed = [
+        pack(random_summaries(h, batch=2, seed=s), 2).detach() for s in (1, 2)
+    ]
+    results = []
+    for fill in (0.0, torch.nan):
+        inputs = [qkv[0].clone()]
+        inputs += [
+            x.masked_fill(~mask[..., None, None], fill) for x in qkv[1:]
+        ]
+        inputs += [x.masked_fill(empty[..., None, None], fill) for x in packed]
+        inputs = [x.requires_grad_() for x in inputs]
+        out, lse = flex(*inputs, pack(masses(h, mask), 2), mask, h, True, 0.5)
+        # NaN: the slope of what lies at -inf is a caller's usual accident.
+        slope = torch.ones_like(lse).masked_fill(lse == -torch.inf, torch.nan)
+        results.append([
+            out, lse, *torch.autograd.grad((out, lse), inputs,
+                                           (torch.ones_like(out), slope))
+        ])
+    for a, b in zip(*results):
+        assert torch.equal(a, b) and not a.isnan().any()
+    out, lse, *grads = results[0]
+    assert not out[0].any() and (lse[0] == -torch.inf).all()
+    assert all(not grad[0].any() for grad in grads)
+    for grad in grads[1:3]:
+        assert not grad[~mask].any() and grad[mask].any()
+    for grad in grads[3:]:
+        assert not grad[empty].any() and grad[~empty].any()
+
+
+def test_strided_inputs() -> None:
+    h = Hierarchy((9, 13), 2)
+    qkv = torch.randn(2, *h.shape, 3, 2, 4, dtype=torch.float64)
+    apart = qkv.unbind(-3)
+    assert not apart[0].is_contiguous()
+    dense = [x.contiguous() for x in apart]
+    for a, b in zip(call_flex(*apart, h), call_flex(*dense, h)):
+        assert_close(a, b)
+
+
+def test_an_empty_batch() -> None:
+    h = Hierarchy((9, 13), 2)
+    inputs = list(random_qkv(h.shape, batch=0))
+    for seed in (1, 2):
+        inputs += random_summaries(h, batch=0, seed=seed)
+    out, lse, *grads = run(call_flex, inputs, h)
+    assert out.shape == (0, 9, 13, 2, 4) and lse.shape == (0, 9, 13, 2)
+    assert all(a.shape == b.shape for a, b in zip(grads, inputs))
+
+
+def test_gradcheck() -> None:
+    h = Hierarchy((5, 6), 2)
+    mask = random_mask(h.shape, real=0.7)
+    inputs = random_qkv(h.shape, heads=1, head_dim=2)
+    assert torch.autograd.gradcheck(
+        lambda *x: call_flex(*x, h, key_mask=mask), inputs, fast_mode=True)
+
+
+def test_autocast_changes_nothing() -> None:
+    h = Hierarchy((12, 9), 2)
+    qkv = [x.detach() for x in random_qkv(h.shape, dtype=torch.float32)]
+    expected = call_flex(*qkv, h)
+    with torch.autocast('cpu', torch.bfloat16):
+        actual = call_flex(*qkv, h)
+    for a, b in zip(actual, expected):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+# ---------------------------------------------------------- the compiled form
+@needs_compiler
+def test_compiled_inference() -> None:
+    """The real kernel, on the CPU: inference, without lse; and silent."""
+    torch._dynamo.reset()
+    h = Hierarchy((48, 43), 8, rank=2)
+    assert all(blocks.any() for blocks in split(layout(h, CPU)))
+    mask = random_mask(h.shape, 2, 0.5)
+    mask[1] = False
+    qkv = [
+        x.detach() for x in random_qkv(
+            h.shape, head_dim=16, batch=2, dtype=torch.float32)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        out, lse = call_flex(*qkv, h, key_mask=mask, return_lse=False)
+    assert lse is None
+    assert_close(out, naive(*qkv, h, key_mask=mask)[0])
+
+
+def test_eager_is_silent() -> None:
+    h = Hierarchy((13, 12), 2)
+    qkv = random_qkv(h.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        run(call_flex, list(qkv), h)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    'geometry', [((300, ), 8, None, 2, True), ((700, ), 16, None, 1, False),
+                 ((37, 41), 4, None, 2, False), ((29, 19), 2, 0, 1, False),
+                 ((64, 64), 8, None, 1, False)],
+    ids=str)
+def test_on_a_gpu(geometry, dtype) -> None:
+    mask = random_mask(geometry[0], 2)
+    mask[1] = False
+    compare(
+        *geometry, batch=2, head_dim=24, dtype=dtype, mask=mask, device='cuda')
+
+
+# ----------------------------------------------------------- the block mask
+def split(plan: Layout):
+    """bool ``[row blocks, column blocks]``: blocks in part, and full."""
+    mask, found = plan.block_mask, []
+    for count, index in ((mask.kv_num_blocks, mask.kv_indices),
+                         (mask.full_kv_num_blocks, mask.full_kv_indices)):
+        shape = mask.kv_indices.shape[2:]
+        blocks = torch.zeros(shape, dtype=torch.bool)
+        if count is not None:
+            listed = torch.arange(shape[1]) < count[0, 0, :, None]
+            blocks.scatter_(1, index[0, 0].long(), listed)
+        found.append(blocks)
+    return found
+
+
+@pytest.mark.parametrize(
+    'geometry', [
+        *GEOMETRIES,
+        ((1000, ), 64, None, 4, False),
+        ((1000, ), 128, None, 1, True),
+        ((513, ), 1, None, 1, True),
+        ((300, ), 64, 0, 1, True),
+        ((40, 33), 8, None, 2, False),
+        ((48, 48), 4, 1, 1, False),
+        ((20, 50), 5, None, 1, False),
+    ],
+    ids=str)
+def test_the_block_mask_is_exact(geometry) -> None:
+    """Touched where a pair is visible, full where all are."""
+    h = Hierarchy(*geometry).trimmed()
+    plan = layout(h, CPU)
+    count, total = h.num_tokens, h.num_tokens + h.num_summaries
+    assert torch.equal(plan.queries[plan.query_places], torch.arange(count))
+    assert torch.equal(plan.keys[plan.key_places], torch.arange(total))
+    rows, columns = torch.meshgrid(
+        torch.arange(len(plan.queries)),
+        torch.arange(len(plan.keys)),
+        indexing='ij')
+    seen = plan.block_mask.mask_mod(0, 0, rows, columns)
+    # Element by element: what the oracle sees, and no padding.
+    expected = torch.zeros_like(seen)
+    expected[plan.query_places[:, None], plan.key_places] = visibility(h)
+    assert torch.equal(seen, expected)
+    # [row blocks, BLOCK, column blocks, BLOCK]
+    blocks = seen.view(len(plan.queries) // BLOCK, BLOCK, -1, BLOCK)
+    partial, full = split(plan)
+    assert not (partial & full).any()
+    assert torch.equal(partial | full, blocks.any(3).any(1))
+    real = torch.arange(len(plan.queries)).view(-1, BLOCK, 1, 1) >= count
+    assert torch.equal(full, (blocks | real).all(3).all(1))
+
+
+def test_the_backward_pass_walks_the_same_blocks() -> None:
+    mask = layout(Hierarchy((48, 48), 8), CPU).block_mask
+    assert mask.full_kv_num_blocks.any()
+    for kind in ('', 'full_'):
+        rows = getattr(mask, f'{kind}kv_num_blocks')[0, 0]
+        columns = getattr(mask, f'{kind}kv_indices')[0, 0]
+        forward = {(i, int(j))
+                   for i, n in enumerate(rows)
+                   for j in columns[i, :n]}
+        counts = getattr(mask, f'{kind}q_num_blocks')[0, 0]
+        index = getattr(mask, f'{kind}q_indices')[0, 0]
+        backward = {(int(i), j)
+                    for j, n in enumerate(counts)
+                    for i in index[j, :n]}
+        assert forward == backward
+
+
+@pytest.mark.parametrize(
+    'geometry, most', [(((256, 256), 8, None, 1, False), 18),
+                       (((65536, ), 64, None, 1, True), 8),
+                       (((65536, ), 64, None, 1, False), 12)],
+    ids=str)
+def test_large_grids_stay_sparse(geometry, most) -> None:
+    """``most``: blocks in a row on average, of more than 500."""
+    h = Hierarchy(*geometry)
+    plan = layout(h, CPU)
+    partial, full = split(plan)
+    assert partial.shape[1] > 500
+    blocks = int(partial.sum() + full.sum())
+    assert blocks / partial.shape[0] < most
+    # No block is wasted by more than the geometry of blocks explains.
+    assert h.visited_pairs <= blocks * BLOCK**2 < 10 * h.visited_pairs
+
+
+def test_layouts_are_shared() -> None:
+    h = Hierarchy((20, 20), 4)
+    assert layout(h, CPU) is layout(Hierarchy((20, 20), 4), CPU)
+    assert layout.cache_info().maxsize is not None

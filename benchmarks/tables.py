@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from math import prod
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
@@ -159,12 +160,173 @@ def classification() -> Optional[str]:
               [[f'`{Path(found["config"]).stem}`', '10,000', f'{top1:.2f}']]))
 
 
+def where_gpu(environment: dict) -> str:
+    """One line about the GPU and the software."""
+    commit = (environment['commit'] or {}).get('hash', 'unknown')[:10]
+    packages = environment['packages']
+    return (f'{environment.get("device_name", environment["cpu"])}, torch '
+            f'{packages["torch"]}, triton {packages.get("triton", "none")}, '
+            f'commit {commit}, seed {environment["seed"]}; '
+            '`kernels/benchmarks/gpu.sh`')
+
+
+def number(value: Optional[float], unit: str = '') -> str:
+    """Three digits, or a dash for what was not measured."""
+    if value is None:
+        return '–'
+    return (f'{value:.0f}' if value >= 100 else f'{value:.3g}') + unit
+
+
+def op_label(row: dict) -> str:
+    size = ' × '.join(f'{side:,}' for side in row['shape'])
+    batch = f', batch {row["batch"]}' if row['batch'] > 1 else ''
+    return f'{size}{batch}, cell {row["cell_size"]}'
+
+
+def op_tables(head: List[str], cells: Callable[[dict],
+                                               List[str]]) -> Optional[tuple]:
+    """A table for images and one for sequences, and the part behind them."""
+    texts, measured = [], None
+    found = load('op_gpu') or {}
+    for name, title in (('op2d', 'Images'), ('op1d', 'Causal sequences')):
+        part = found.get(name, {})
+        rows = [r for r in part.get('rows', []) if 'reason' not in r]
+        rows.sort(
+            key=lambda r: (prod(r['shape']), r['batch'], -r['cell_size']))
+        if rows:
+            measured = measured or part
+            texts.append(f'{title}, {rows[0]["heads"]} heads × '
+                         f'{rows[0]["head_dim"]}:\n\n' +
+                         table(['tokens', *head], [[op_label(r), *cells(r)]
+                                                   for r in rows]))
+    if not measured:
+        return None
+    texts.append(where_gpu(measured['environment']))
+    return '\n\n'.join(texts), measured
+
+
+def op_gpu() -> Optional[str]:
+    """The op against SDPA on a GPU, forward and in training."""
+
+    def cells(row: dict) -> List[str]:
+        found = []
+        for mode in ('forward', 'training'):
+            for name in ('fma', 'sdpa'):
+                time = row['times'][mode].get(name)
+                found.append(
+                    number(time['median'] *
+                           1e3 if isinstance(time, dict) else None))
+            faster = row['faster_than'].get(mode, {}).get('sdpa')
+            found.append(f'**{number(faster, " ×")}**')
+        return found
+
+    found = op_tables(['FMA, ms', 'SDPA, ms', 'faster'] * 2, cells)
+    return found and (
+        'The operation against PyTorch\'s attention over all tokens '
+        f'({found[1]["setting"]["dtype"]}): forward, then forward and '
+        f'backward.\n\n{found[0]}')
+
+
+def op_gpu_details() -> Optional[str]:
+    """Rates, memory and the other competitors on a GPU."""
+
+    def cells(row: dict) -> List[str]:
+        found = []
+        for mode in ('forward', 'backward'):
+            found += [
+                row['tflops'].get(mode, {}).get('fma'),
+                row['share_of_sdpa'].get(mode), row['roofline'].get(mode)
+            ]
+        faster, memory = row['faster_than'], row['memory_over_sdpa']
+        found += [
+            faster.get('training', {}).get('flex'),
+            faster.get('forward', {}).get('window'),
+            memory.get('training', {}).get('beyond_inputs')
+        ]
+        return [number(value) for value in found]
+
+    rates = ['TFLOP/s', 'of SDPA\'s', 'of the roofline']
+    found = op_tables(
+        [*rates, *rates, 'flex / FMA', 'windows / FMA', 'memory / SDPA'],
+        cells)
+    if found is None:
+        return None
+    machine = found[1]['setting']['machine']
+    return ('Rates over the pairs of the definition, forward, then backward '
+            '(counted as 2.5 times the forward pass); time of flex_attention '
+            'on the same pattern in training, and of attention inside windows '
+            'of 8 × 8 tokens forward, over that of FMA; peak memory in '
+            'training, beyond the inputs, over that of SDPA. In the same run '
+            'the machine multiplied matrices at '
+            f'{number(machine["matmul_flops"] / 1e12)} TFLOP/s and copied '
+            f'{number(machine["copy_bytes"] / 1e12)} TB/s.\n\n{found[0]}')
+
+
+def backbones_gpu() -> Optional[str]:
+    """FMA-T beside others on a GPU."""
+    found = (load('backbones_gpu') or {}).get('models')
+    if not found:
+        return None
+    lines: Dict[tuple, dict] = {}
+    for r in found['rows']:
+        if 'model' in r:
+            key = (r['shape'][0], r['batch'], r['model'])
+            lines.setdefault(key, {})[r['mode']] = r
+    rows = []
+    for (side, batch, model), modes in sorted(lines.items()):
+        cells = [f'{model}, {side} × {side}, batch {batch}']
+        for mode in ('inference', 'training'):
+            r = modes.get(mode, {})
+            memory = r.get('peak_memory_bytes')
+            cells += [
+                number(r.get('images_per_second')),
+                number(memory / 2**20 if memory else None),
+                number(r.get('ratio_to_swin'))
+            ]
+        rows.append(cells)
+    if not any('images_per_second' in r for r in found['rows']):
+        return None
+    head = ['images/s', 'peak MiB', 'time / Swin-T']
+    return (f'Backbones alone, {found["setting"]["dtype"]} autocast; '
+            'inference, then a training step:\n\n' +
+            table(['model, pixels', *head, *head], rows) +
+            f'\n\n{where_gpu(found["environment"])}')
+
+
+def kernel_resources() -> Optional[str]:
+    """What the compiled kernels take, on one target."""
+    found = load('triton_resources')
+    if not found:
+        return None
+    rows = [
+        [
+            f'{r["kernel"]}, {r["case"]}, dim {r["head_dim"]}', r['blocks'],
+            str(r['warps']),
+            str(r['registers']), f'{r["shared"] / 1024:.0f}'
+        ] for r in found['rows']
+        if r['target'] == 'sm_90' and r['dtype'] == 'bf16' and r['case'] in (
+            '2D cell 8', '1D cell 128') and r['blocks']
+    ]
+    packages = found['environment']['packages']
+    return ('What the kernels take on sm_90, bfloat16, compiled without a GPU '
+            f'({len(found["rows"])} kernels for sm_80, sm_90 and sm_100: none '
+            'spills a register, all fit):\n\n' +
+            table(['kernel', 'blocks', 'warps', 'registers', 'shared, KiB'],
+                  rows) + f'\n\nTriton {packages["triton"]}; `python '
+            'kernels/benchmarks/resources.py --json '
+            'benchmarks/results/triton_resources.json`')
+
+
 TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'operation, CPU': speed,
     'operation, details': op_details,
     'backbones': backbones,
     'shipped weights': shipped,
     'small classification': classification,
+    'operation, GPU': op_gpu,
+    'operation, GPU details': op_gpu_details,
+    'backbones, GPU': backbones_gpu,
+    'kernel resources': kernel_resources,
 }
 
 

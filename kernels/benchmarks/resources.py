@@ -9,7 +9,6 @@ with 1 if a kernel spills registers or takes more shared memory than the
 target has.
 """
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from fma_kernels.backends import triton as fused
 from fma_kernels.backends.triton import (call, configs, keys, pooling, queries,
                                          summaries)
 from fma_kernels.pooling import packed_mass
+from fma_vision.utils.environment import collect_environment
+from fma_vision.utils.files import write_json
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 
@@ -75,8 +76,7 @@ class Launch(NamedTuple):
     constants: Dict[str, object]
     signature: Dict[str, str]
     divisible: Tuple[str, ...]
-    num_warps: int
-    num_stages: int
+    options: Dict[str, int]
 
 
 _TYPES = {
@@ -102,7 +102,7 @@ def describe(kernel, config: dict, arguments: dict) -> Launch:
     """The types that Triton's launcher would find for these arguments."""
     options = {
         name: config[name]
-        for name in ('num_warps', 'num_stages') if name in config
+        for name in ('num_warps', 'num_stages', 'maxnreg') if name in config
     }
     values = {
         **arguments,
@@ -128,7 +128,7 @@ def describe(kernel, config: dict, arguments: dict) -> Launch:
             if value % 16 == 0:
                 divisible.append(name)
     return Launch(kernel.fn.__name__, constants, signature, tuple(divisible),
-                  options.get('num_warps', 4), options.get('num_stages', 3))
+                  options)
 
 
 def launches(case: Case, target: int) -> List[Launch]:
@@ -168,6 +168,17 @@ def launches(case: Case, target: int) -> List[Launch]:
     return found
 
 
+_DONE: Dict[str, Dict[str, int]] = {}
+
+
+def resources(launch: Launch, target: int) -> Dict[str, int]:
+    """:func:`compile_launch`, once for equal launches of a process."""
+    key = f'{launch} {target}'
+    if key not in _DONE:
+        _DONE[key] = compile_launch(launch, target)
+    return _DONE[key]
+
+
 def compile_launch(launch: Launch, target: int) -> Dict[str, int]:
     """Registers of a thread, bytes spilled and bytes of shared memory."""
     kernel = getattr(_MODULES[launch.kernel], launch.kernel)
@@ -184,9 +195,7 @@ def compile_launch(launch: Launch, target: int) -> Dict[str, int]:
             for name in launch.divisible
         })
     compiled = triton.compile(
-        source,
-        target=GPUTarget('cuda', target, 32),
-        options=dict(num_warps=launch.num_warps, num_stages=launch.num_stages))
+        source, target=GPUTarget('cuda', target, 32), options=launch.options)
     tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(compiled.asm['cubin'])
@@ -229,10 +238,10 @@ def examine(job: Tuple[Case, int]) -> List[dict]:
                 target=f'sm_{target}',
                 kernel=name,
                 blocks=' '.join(f'{k}{v}' for k, v in blocks.items()),
-                warps=launch.num_warps,
-                stages=launch.num_stages,
+                warps=launch.options['num_warps'],
+                stages=launch.options.get('num_stages', 3),
                 limit=configs.SHARED_MEMORY[target],
-                **compile_launch(launch, target)))
+                **resources(launch, target)))
     return rows
 
 
@@ -267,7 +276,8 @@ def main() -> None:
                     'BAD' if bad else '',
                     flush=True)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        environment = collect_environment('cpu')
+        write_json(args.json, dict(environment=environment, rows=rows))
     sys.exit(f'{failed} kernels spill or do not fit' if failed else 0)
 
 

@@ -2,7 +2,7 @@
 import os
 from importlib.util import find_spec
 from math import isfinite, prod
-from typing import List, NamedTuple, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -180,6 +180,12 @@ def _refuse_biases(request: Request) -> Optional[str]:
     return None
 
 
+@torch.compiler.assume_constant_result
+def _capability(device: int) -> Tuple[int, int]:
+    """Of a CUDA device; the compiler asks once and keeps the answer."""
+    return torch.cuda.get_device_capability(device)
+
+
 def refuse_triton(request: Request) -> Optional[str]:
     """Why the fused kernels cannot run, or None."""
     if not _HAS_TRITON:
@@ -187,11 +193,12 @@ def refuse_triton(request: Request) -> Optional[str]:
     if request.device.type != 'cuda':
         if request.device.type != 'cpu' or not _INTERPRETED:
             return f'it needs a CUDA device, not {request.device}'
-    elif torch.cuda.get_device_capability(request.device) < (7, 5):
-        return 'it needs compute capability 7.5 or newer'
-    elif (request.dtype == torch.bfloat16
-          and torch.cuda.get_device_capability(request.device) < (8, 0)):
-        return 'bfloat16 needs compute capability 8.0 or newer'
+    else:
+        capability = _capability(request.device.index or 0)
+        if capability < (7, 5):
+            return 'it needs compute capability 7.5 or newer'
+        if request.dtype == torch.bfloat16 and capability < (8, 0):
+            return 'bfloat16 needs compute capability 8.0 or newer'
     if request.dtype == torch.float64:
         return 'it has no float64'
     if request.head_dim > 128:

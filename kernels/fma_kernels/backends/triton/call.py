@@ -102,8 +102,6 @@ class Call:
         self.hierarchy, self.plan = hierarchy, plan(hierarchy)
         p, self.dim = self.plan, query.shape[-1]
         self.batch, self.heads = query.shape[0], query.shape[-2]
-        self.itemsize = query.element_size()
-        self.sm = configs.capability(query.device)
         self.shape = dict(
             height=p.height,
             width=p.width,
@@ -113,6 +111,10 @@ class Call:
             NDIM=p.ndim,
             CELL=p.cell,
             CAUSAL=p.causal)
+        self.work = configs.Work(p, self.shape['BLOCK_D'],
+                                 query.dtype == torch.float32,
+                                 configs.capability(query.device), dropout_p
+                                 > 0)
         self.tiles = dict(
             tiles_y=p.tiles[0],
             tiles_x=p.tiles[1],

@@ -7,7 +7,8 @@ on disk, where its version can.
 import inspect
 import os
 from functools import lru_cache
-from typing import Dict, List
+from math import prod
+from typing import Dict, List, NamedTuple
 
 import torch
 import triton
@@ -15,6 +16,10 @@ import triton
 from .plan import Plan
 
 Config = Dict[str, int]
+
+# As many as a thread can have. Left alone, the assembler prefers to spill a
+# few for a higher occupancy.
+REGISTERS = 255
 
 # Bytes of shared memory for one program, by compute capability (CUDA C++
 # programming guide, "Technical specifications per compute capability").
@@ -45,69 +50,101 @@ def _power(size: int, low: int, high: int) -> int:
     return min(max(triton.next_power_of_2(size), low), high)
 
 
-def _stages(most: int, kept: int, passing: int, head_dim: int, itemsize: int,
-            sm: int) -> int:
-    """Steps of a loop whose loads may be in flight: what memory allows.
+class Work(NamedTuple):
+    """What a launch configuration depends on.
 
-    Args:
-        most: stages wanted.
-        kept, passing: rows of channels that stay, and that each step loads.
-        sm: compute capability; copies are asynchronous from sm_80 on.
+    Attributes:
+        plan: the geometry.
+        dim: channels of a head, as a power of two.
+        wide: float32, whose IEEE products take no matrix units.
+        sm: compute capability, e.g. 90.
+        dropout: whether weights are hashed, which takes registers.
     """
-    if sm < 80:
-        return 1
-    row = triton.next_power_of_2(head_dim) * itemsize
-    # Half of the memory, so that two programs share a multiprocessor.
-    free = SHARED_MEMORY.get(sm, min(SHARED_MEMORY.values())) // 2
-    return max(min(most, (free - kept * row) // (passing * row)), 1)
+    plan: Plan
+    dim: int
+    wide: bool
+    sm: int
+    dropout: bool
+
+    def stages(self, most: int, kept: int, passing: int) -> int:
+        """Steps of a loop whose loads may be in flight: what memory allows.
+
+        Args:
+            most: stages wanted.
+            kept, passing: rows of channels that stay, and that a step loads.
+        """
+        if self.sm < 80:  # copies are not asynchronous
+            return 1
+        row = self.dim * (4 if self.wide else 2)
+        # Half of the memory, so that two programs share a multiprocessor.
+        free = SHARED_MEMORY.get(self.sm, min(SHARED_MEMORY.values())) // 2
+        return max(min(most, (free - kept * row) // (passing * row)), 1)
 
 
-def query_config(plan: Plan, far: int, head_dim: int, itemsize: int, sm: int,
-                 backward: bool) -> Config:
-    """Blocks of queries (M), near keys (N) and ``far`` summaries (F)."""
-    if itemsize == 4:  # float32: IEEE products live in registers
-        most, columns = 32, 32
+# With these block sizes the assembler spills no register, from sm_80 to
+# sm_100: kernels/benchmarks/resources.py.
+def query_config(work: Work, far: int, backward: bool) -> Config:
+    """Blocks of queries (M), near keys (N) and summaries (F, at most far)."""
+    large = work.dim > 64
+    if work.wide:
+        rows, columns, most = 16 if large else 32, 16, 2 if large else 3
+        far = min(far, 16)
     else:
-        most = 64 if backward or head_dim > 64 or sm < 80 else 128
-        columns = 32 if head_dim > 64 else 64
-    rows = _power(plan.tile_tokens, 16, most)
-    columns = _power(plan.window[0] * plan.window[1], 16, columns)
+        tall = not (backward or large or work.sm < 80)
+        short = large or work.plan.grouped and work.sm < 90
+        rows, columns, most = 128 if tall else 64, 32 if short else 64, 3
+        far = min(far, 64 if work.sm >= 90 and not large else 32)
+    rows = _power(work.plan.tile_tokens, 16, rows)
+    columns = _power(prod(work.plan.window), 16, columns)
+    many = rows == 128 or large and (work.wide or work.sm < 90)
+    kept = 2 * rows if backward else rows
     return dict(
         BLOCK_M=rows,
         BLOCK_N=columns,
         BLOCK_F=far,
-        num_warps=8 if rows == 128 else 4,
-        num_stages=_stages(3, rows * (2 if backward else 1), 2 * columns,
-                           head_dim, itemsize, sm))
+        num_warps=8 if many else 4,
+        num_stages=work.stages(most, kept, 2 * columns),
+        maxnreg=REGISTERS)
 
 
-def key_config(plan: Plan, head_dim: int, itemsize: int, sm: int) -> Config:
+def key_config(work: Work) -> Config:
     """Blocks of near keys (N), kept, and of the queries (M) that pass by."""
-    most = 32 if itemsize == 4 else 64
-    keys = _power(plan.tile_tokens, 16, most)
-    queries = _power(plan.window[0] * plan.window[1], 16,
-                     most if head_dim <= 64 else most // 2)
+    large = work.dim > 64
+    if work.wide:
+        keys, queries = 32, 16 if large else 32
+    else:
+        short = work.dim > 32 and (large or work.sm < 90 or work.dropout)
+        keys, queries = 64, 32 if short else 64
+    keys = _power(work.plan.tile_tokens, 16, keys)
+    queries = _power(prod(work.plan.window), 16, queries)
     return dict(
         BLOCK_N=keys,
         BLOCK_M=queries,
-        num_warps=4,
-        num_stages=_stages(2, 2 * keys, 2 * queries, head_dim, itemsize, sm))
+        num_warps=8 if large and not work.wide else 4,
+        num_stages=work.stages(2, 2 * keys, 2 * queries),
+        maxnreg=REGISTERS)
 
 
-def summary_config(plan: Plan, head_dim: int, itemsize: int,
-                   sm: int) -> Config:
+def summary_config(work: Work) -> Config:
     """Blocks of summaries (N), kept, and of queries (M) of a chunk."""
-    listed = plan.parts * (32 if plan.ndim == 2 else 4)
-    most = 32 if itemsize == 4 or head_dim > 64 else 64
-    summaries = _power(listed, 16, 32)
-    queries = _power(4 * plan.cell**plan.ndim, 16, most)
+    large, ndim = work.dim > 64, work.plan.ndim
+    listed = work.plan.parts * (32 if ndim == 2 else 4)
+    summaries = _power(listed, 16, 16 if work.wide and large else 32)
+    queries = 64 if work.dim <= 32 else 32
+    # A warp takes 16 rows: more would repeat work, but for the registers.
+    warps = summaries // 16
+    if work.wide:
+        warps, queries = 4, 16
+    elif large:
+        warps, queries = 2, 16 if summaries == 32 else 32
+    queries = _power(4 * work.plan.cell**ndim, 16, queries)
     return dict(
         BLOCK_N=summaries,
         BLOCK_M=queries,
-        # A warp takes 16 rows: more would repeat the work.
-        num_warps=summaries // 16,
-        num_stages=_stages(2, 2 * summaries, 2 * queries, head_dim, itemsize,
-                           sm))
+        num_warps=warps,
+        num_stages=work.stages(1 if work.wide else 2, 2 * summaries,
+                               2 * queries),
+        maxnreg=REGISTERS)
 
 
 def neighbours(config: Config) -> List[triton.Config]:
@@ -118,7 +155,8 @@ def neighbours(config: Config) -> List[triton.Config]:
     }
     stages, warps = config['num_stages'], config['num_warps']
     return [
-        triton.Config(blocks, num_warps=w, num_stages=s)
+        triton.Config(
+            blocks, num_warps=w, num_stages=s, maxnreg=config['maxnreg'])
         for s in sorted({max(stages - 1, 1), stages, stages + 1})
         for w in sorted({max(warps // 2, 1), warps,
                          min(2 * warps, 8)})

@@ -36,9 +36,9 @@ def key_kernel(
         tl.program_id(0), heads, tiles_y, tiles_x, BLOCKS)
     batch = batch.to(tl.int64)
     tokens = tl.cast(height, tl.int64) * width
-    place = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    y, x, valid = box_tokens(place, tile_y * TILE_Y, tile_x * TILE_X, height,
-                             width, TILE_Y, TILE_X)
+    y, x, valid = box_tokens(block * BLOCK_N + tl.arange(0, BLOCK_N),
+                             tile_y * TILE_Y, tile_x * TILE_X, height, width,
+                             TILE_Y, TILE_X)
     real = valid
     if MASKED:
         real = tl.load(
@@ -134,7 +134,7 @@ def near_slopes(call: Call, query: Tensor, key: Tensor, value: Tensor,
                 grad_key: Tensor, grad_value: Tensor) -> None:
     """Fills ``grad_key`` and ``grad_value`` of near tokens."""
     p = call.plan
-    config = configs.key_config(p, call.dim, call.itemsize, call.sm)
+    config = configs.key_config(call.work)
     arguments = dict(
         query=query,
         key=key,

@@ -54,7 +54,7 @@ def far_lists(hierarchy: Hierarchy, device: torch.device) -> FarLists:
         bits = (~hidden * (1 << torch.arange(len(hidden)))[:, None]).sum(0)
     # Wide steps cost less each; narrow ones waste less on the last.
     length = max(index.shape[1], 1)
-    block = 64 if -length % 64 < 32 else 32 if length > 16 else 16
+    block = 64 if -length % 64 < 32 else 32
     finest = _padded(finest, block)
     bits = F.pad(bits, (0, finest.shape[1] - len(bits)))
     tables = (_padded(index, block), finest, bits)

@@ -269,8 +269,7 @@ def walk(call: Call,
         grad_out = grad_query = out
         grad_lse = logsum = delta = lse
     lists = far_lists(call.hierarchy, query.device)
-    config = configs.query_config(p, lists.block, call.dim, call.itemsize,
-                                  call.sm, backward)
+    config = configs.query_config(call.work, lists.block, backward)
     arguments = dict(
         query=query,
         key=key,

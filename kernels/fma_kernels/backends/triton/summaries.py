@@ -295,7 +295,7 @@ def far_slopes(call: Call, query: Tensor, key_summaries: Tensor,
                delta: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
     """Fills the gradients of packed summaries, ``[B, M, heads, D]``."""
     p, hierarchy, device = call.plan, call.hierarchy, query.device
-    config = configs.summary_config(p, call.dim, call.itemsize, call.sm)
+    config = configs.summary_config(call.work)
     rows = call.batch * call.heads
     arguments = dict(
         query=query,

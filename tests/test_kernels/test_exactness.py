@@ -1,17 +1,29 @@
 """The facts that hold exactly, whatever the backend."""
 import pytest
 import torch
+from compare import missing_triton, place
 from torch.nn import functional as F
 
 from fma_kernels import Hierarchy, fma1d, fma2d
 from fma_kernels.testing import assert_close, random_mask, random_qkv
 
+TRITON = pytest.param(
+    'triton',
+    marks=pytest.mark.skipif(
+        missing_triton() is not None, reason=str(missing_triton())))
 BACKENDS = pytest.mark.parametrize('backend', ['naive', 'torch'])
+# Where few steps are needed: the kernels may be interpreted.
+ALL_BACKENDS = pytest.mark.parametrize('backend', ['naive', 'torch', TRITON])
 # shape, cell_size, num_levels, rank
 GRIDS = [((29, ), 2, None, 1), ((40, ), 4, 1, 2), ((9, ), 2, 4, 2),
          ((13, 10), 2, None, 1), ((11, 18), 4, 1, 4), ((20, 9), 3, 2, 3),
          ((1, 14), 1, None, 1), ((22, 22), 4, None, 2)]
-grids = pytest.mark.parametrize('grid', GRIDS, ids=str)
+SMALL = [((9, ), 2, 4, 2), ((3, 9), 2, None, 1)]
+grids = pytest.mark.parametrize(
+    'backend, grid',
+    [(name, grid) for name in ('naive', 'torch') for grid in GRIDS] +
+    [pytest.param('triton', grid, marks=TRITON.marks) for grid in SMALL],
+    ids=str)
 
 
 def fma(q, k, v, *args, **kwargs):
@@ -19,8 +31,8 @@ def fma(q, k, v, *args, **kwargs):
 
 
 def softmax_attention(q, k, v, key_mask=None, causal=False):
-    """SDPA over all tokens, ``[B, *grid, heads, head_dim]``."""
-    flat = [x.flatten(1, -3).transpose(1, 2) for x in (q, k, v)]
+    """SDPA over all tokens in float64, ``[B, *grid, heads, head_dim]``."""
+    flat = [x.double().flatten(1, -3).transpose(1, 2) for x in (q, k, v)]
     mask = None if key_mask is None else key_mask.flatten(1)[:, None, None]
     out = F.scaled_dot_product_attention(
         *flat, attn_mask=mask, is_causal=causal)
@@ -28,20 +40,20 @@ def softmax_attention(q, k, v, key_mask=None, causal=False):
 
 
 def full_lse(q, k, key_mask=None):
-    logits = torch.einsum('bqhd,bkhd->bqhk', q.flatten(1, -3), k.flatten(
-        1, -3)) * q.shape[-1]**-0.5
+    flat = [x.double().flatten(1, -3) for x in (q, k)]
+    logits = torch.einsum('bqhd,bkhd->bqhk', *flat) * q.shape[-1]**-0.5
     if key_mask is not None:
         logits = logits.masked_fill(~key_mask.flatten(1)[:, None, None],
                                     -torch.inf)
     return logits.logsumexp(-1).view(q.shape[:-1])
 
 
-@BACKENDS
+@ALL_BACKENDS
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('shape', [(17, ), (9, 6), (1, 1)], ids=str)
 def test_no_levels_is_full_attention(shape, masked, backend) -> None:
-    qkv = random_qkv(shape, batch=2)
-    mask = random_mask(shape, 2) if masked else None
+    qkv = random_qkv(shape, batch=2, **place(backend))
+    mask = random_mask(shape, 2).to(qkv[0].device) if masked else None
     if masked:
         mask.flatten(1)[:, 0] = True
     out, lse = fma(
@@ -58,19 +70,19 @@ def test_no_levels_is_full_attention(shape, masked, backend) -> None:
     for a, b in zip(
             torch.autograd.grad(out, qkv, weights),
             torch.autograd.grad(expected, qkv, weights)):
-        assert_close(a, b)
+        assert_close(a, b, grad=True)
 
 
-@BACKENDS
+@ALL_BACKENDS
 def test_no_levels_causal_is_causal_attention(backend) -> None:
-    qkv = random_qkv((19, ), batch=2)
+    qkv = random_qkv((19, ), batch=2, **place(backend))
     out = fma1d(*qkv, cell_size=4, num_levels=0, causal=True, backend=backend)
     assert_close(out, softmax_attention(*qkv, causal=True))
 
 
-@BACKENDS
+@ALL_BACKENDS
 def test_a_grid_of_two_cells_is_full_attention(backend) -> None:
-    qkv = random_qkv((7, 8))
+    qkv = random_qkv((7, 8), **place(backend))
     out = fma2d(*qkv, cell_size=4, backend=backend)
     assert_close(out, softmax_attention(*qkv))
 
@@ -79,20 +91,20 @@ def constant_on(h: Hierarchy, x: torch.Tensor) -> torch.Tensor:
     """``x`` with one value for every sub-cell of the top level."""
     side = h.widths[-1] // h.rank
     for axis, size in enumerate(h.shape, 1):
-        x = x.index_select(axis, torch.arange(size) // side * side)
+        index = torch.arange(size, device=x.device)
+        x = x.index_select(axis, index // side * side)
     return x
 
 
-@BACKENDS
 @pytest.mark.parametrize('masked', [False, True])
 @grids
 def test_constant_keys_give_full_attention(grid, masked, backend) -> None:
     shape, cell_size, levels, rank = grid
     h = Hierarchy(*grid)
     assert h.num_levels
-    q, k, v = random_qkv(shape, batch=2)
+    q, k, v = random_qkv(shape, batch=2, **place(backend))
     k = constant_on(h, k)
-    mask = random_mask(shape, 2, real=0.6) if masked else None
+    mask = random_mask(shape, 2, real=0.6).to(q.device) if masked else None
     options = dict(
         cell_size=cell_size,
         num_levels=levels,
@@ -109,17 +121,17 @@ def test_constant_keys_give_full_attention(grid, masked, backend) -> None:
         assert (other - out).abs().max() > 1e-2
 
 
-@BACKENDS
+@ALL_BACKENDS
 def test_constant_keys_give_causal_attention(backend) -> None:
     h = Hierarchy((45, ), 4, None, 2, True)
-    q, k, v = random_qkv(h.shape)
+    q, k, v = random_qkv(h.shape, **place(backend))
     k = constant_on(h, k)
     out = fma1d(q, k, v, cell_size=4, rank=2, causal=True, backend=backend)
     assert_close(out, softmax_attention(q, k, v, causal=True))
 
 
 @BACKENDS
-@grids
+@pytest.mark.parametrize('grid', GRIDS, ids=str)
 def test_permuting_batch_or_heads_commutes(grid, backend) -> None:
     shape, cell_size, levels, rank = grid
     qkv = random_qkv(shape, heads=3, batch=3)
@@ -210,11 +222,10 @@ def test_causal_prefixes_agree(levels, rank, backend) -> None:
         assert_close(fma1d(*[x[:, :n] for x in qkv], **options), whole[:, :n])
 
 
-@BACKENDS
 @grids
 def test_levels_beyond_need_change_nothing(grid, backend) -> None:
     shape, cell_size, _, rank = grid
-    qkv = random_qkv(shape)
+    qkv = random_qkv(shape, **place(backend))
     auto = Hierarchy(shape, cell_size).num_levels
     options = dict(cell_size=cell_size, rank=rank, backend=backend)
     out = fma(*qkv, **options)
@@ -222,12 +233,11 @@ def test_levels_beyond_need_change_nothing(grid, backend) -> None:
         assert_close(fma(*qkv, num_levels=levels, **options), out)
 
 
-@BACKENDS
 @grids
 def test_query_without_real_key_gives_zero(grid, backend) -> None:
     shape, cell_size, levels, rank = grid
-    qkv = random_qkv(shape, batch=2)
-    mask = random_mask(shape, 2)
+    qkv = random_qkv(shape, batch=2, **place(backend))
+    mask = random_mask(shape, 2).to(qkv[0].device)
     mask[0] = False
     options = dict(
         cell_size=cell_size,
@@ -248,10 +258,10 @@ def test_query_without_real_key_gives_zero(grid, backend) -> None:
         assert torch.isfinite(grad[1]).all() and (grad[1] != 0).any()
 
 
-@BACKENDS
+@ALL_BACKENDS
 def test_causal_query_before_any_real_key(backend) -> None:
-    qkv = random_qkv((30, ))
-    mask = torch.ones(1, 30, dtype=torch.bool)
+    qkv = random_qkv((20, ), **place(backend))
+    mask = torch.ones(1, 20, dtype=torch.bool, device=qkv[0].device)
     mask[:, :11] = False
     out, lse = fma1d(
         *qkv,
@@ -267,11 +277,10 @@ def test_causal_query_before_any_real_key(backend) -> None:
         assert torch.isfinite(grad).all() and (grad[:, :11] == 0).all()
 
 
-@BACKENDS
 @grids
 def test_outputs_are_averages_of_values(grid, backend) -> None:
     shape, cell_size, levels, rank = grid
-    q, k, _ = random_qkv(shape)
+    q, k, _ = random_qkv(shape, **place(backend))
     out = fma(
         q,
         k,

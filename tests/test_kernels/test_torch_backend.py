@@ -1,86 +1,19 @@
 """The blocked backend against the oracle: outputs, lse, all gradients."""
-from typing import Callable, List
+from functools import partial
 
 import pytest
 import torch
+from compare import compare as compare_backend
+from compare import op, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from fma_kernels import Hierarchy, fma1d, fma2d
+from fma_kernels import Hierarchy, fma2d
 from fma_kernels.backends import torch as blocked
 from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
 
-
-def op(shape) -> Callable:
-    return fma1d if len(shape) == 1 else fma2d
-
-
-def run(backend: str, inputs: List[Tensor], shape, summaries: bool,
-        **options) -> List[Tensor]:
-    """[out, lse, gradient of every input] for fixed random slopes."""
-    q, k, v, *levels = inputs
-    if summaries:
-        half = len(levels) // 2
-        options['key_summaries'] = levels[:half]
-        options['value_summaries'] = levels[half:]
-    results = op(shape)(q, k, v, backend=backend, return_lse=True, **options)
-    generator = torch.Generator().manual_seed(3)
-    slopes = [
-        torch.randn(x.shape, generator=generator,
-                    dtype=torch.float64).to(x.dtype) for x in results
-    ]
-    grads = torch.autograd.grad(results, inputs, slopes, allow_unused=True)
-    assert all(grad is not None for grad in grads)
-    return [*results, *grads]
-
-
-def compare(shape,
-            cell_size,
-            num_levels=None,
-            rank=1,
-            *,
-            batch=1,
-            heads=2,
-            head_dim=4,
-            dtype=torch.float64,
-            summaries=False,
-            mask=None,
-            dirty=True,
-            **options) -> None:
-    """Runs both backends and compares everything that comes out."""
-    h = Hierarchy(shape, cell_size, num_levels, rank,
-                  options.get('causal', False))
-    inputs = list(random_qkv(shape, heads, head_dim, batch, dtype))
-    if mask is not None and dirty:
-        # What is masked may hold NaN.
-        inputs[1:] = [
-            x.detach().masked_fill(~mask[..., None, None],
-                                   torch.nan).requires_grad_()
-            for x in inputs[1:]
-        ]
-    if summaries:
-        for seed in (1, 2):
-            inputs += random_summaries(
-                h, heads, head_dim, batch, dtype, seed=seed)
-    options.update(
-        cell_size=cell_size, num_levels=num_levels, rank=rank, key_mask=mask)
-    # Half precision is compared with the exact result of the same inputs.
-    exact = [
-        x.detach().double().requires_grad_() if dtype.itemsize == 2 else x
-        for x in inputs
-    ]
-    expected = run('naive', exact, shape, summaries, **options)
-    actual = run('torch', inputs, shape, summaries, **options)
-    assert actual[1].dtype == (
-        torch.float64 if dtype == torch.float64 else torch.float32)
-    for i, (a, b) in enumerate(zip(actual, expected)):
-        assert a.shape == b.shape
-        if i != 1:
-            assert a.dtype == dtype
-        assert_close(a, b, dtype, grad=i > 1, what=f'result {i}')
-
+compare = partial(compare_backend, 'torch')
 
 SHAPES_1D = [(1, ), (2, ), (7, ), (16, ), (33, ), (70, )]
 SHAPES_2D = [(1, 1), (1, 19), (19, 1), (3, 2), (8, 8), (13, 21), (17, 16)]

@@ -13,7 +13,7 @@ from .plan import level_table, plan
 
 # Channels of one program, over all heads.
 CHANNELS = 128
-# Tokens or sub-cells of one program.
+# Rows of channels that a program reads at once.
 BLOCK = 16
 # Levels that one launch makes from the sums of the level below them.
 LEVELS_A_LAUNCH = 4
@@ -38,38 +38,44 @@ def _channel_offset(channel, stride_head, DIM: tl.constexpr):
 def finest_kernel(x, key_mask, mass, sums, averages, x_batch, x_y, x_x, x_head,
                   mask_batch, mask_y, mask_x, mass_batch, summaries, height,
                   width, columns, count, channels, programs, DIM: tl.constexpr,
-                  BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
-                  SIDE_Y: tl.constexpr, SIDE_X: tl.constexpr,
-                  RANK_Y: tl.constexpr, RANK_X: tl.constexpr,
-                  MASKED: tl.constexpr):
+                  BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+                  BLOCK_C: tl.constexpr, SIDE_Y: tl.constexpr,
+                  SIDE_X: tl.constexpr, RANK_Y: tl.constexpr,
+                  RANK_X: tl.constexpr, MASKED: tl.constexpr):
     """Level 1: sums (float32 ``[B, count, C]``) and averages of tokens.
 
+    A program takes BLOCK sub-cells and TOKENS of each at a time.
     ``averages`` is the packed pyramid ``[B, M, C]``; ``mass [B or 1, M]``.
     """
     batch, program, channel = _locate(programs, channels, BLOCK_C)
-    part = program * BLOCK + tl.arange(0, BLOCK)
-    real = part < count
+    row = tl.arange(0, BLOCK * TOKENS)
+    part = program * BLOCK + row // TOKENS
     PARTS: tl.constexpr = RANK_Y * RANK_X
     cell = part // PARTS
     place = part % PARTS
     y0 = (cell // columns * RANK_Y + place // RANK_X) * SIDE_Y
     x0 = (cell % columns * RANK_X + place % RANK_X) * SIDE_X
     head = x + batch * x_batch + _channel_offset(channel, x_head, DIM)[None, :]
-    total = tl.zeros([BLOCK, BLOCK_C], tl.float32)
-    for step in range(SIDE_Y * SIDE_X):
-        row = y0 + step // SIDE_X
-        column = x0 + step % SIDE_X
-        valid = real & (row < height) & (column < width)
+    total = tl.zeros([BLOCK * TOKENS, BLOCK_C], tl.float32)
+    for step in range(0, SIDE_Y * SIDE_X, TOKENS):
+        token = step + row % TOKENS
+        y = y0 + token // SIDE_X
+        column = x0 + token % SIDE_X
+        valid = (part < count) & (token < SIDE_Y * SIDE_X)
+        valid = valid & (y < height) & (column < width)
         if MASKED:
             valid = tl.load(
                 key_mask + batch * mask_batch +
-                token_offset(row, column, mask_y, mask_x),
+                token_offset(y, column, mask_y, mask_x),
                 mask=valid,
                 other=0) != 0
         total += tl.load(
-            head + token_offset(row, column, x_y, x_x)[:, None],
+            head + token_offset(y, column, x_y, x_x)[:, None],
             mask=valid[:, None] & (channel < channels)[None, :],
             other=0.0).to(tl.float32)
+    total = tl.sum(tl.reshape(total, [BLOCK, TOKENS, BLOCK_C]), 1)
+    part = program * BLOCK + tl.arange(0, BLOCK)
+    real = part < count
     stored = real[:, None] & (channel < channels)[None, :]
     tl.store(
         sums + (batch * count + part)[:, None] * channels + channel[None, :],
@@ -88,8 +94,9 @@ def finest_kernel(x, key_mask, mass, sums, averages, x_batch, x_y, x_x, x_head,
 def coarser_kernel(sums, mass, levels, next_sums, averages, mass_batch,
                    summaries, first_level, last_level, source_columns,
                    source_rows, source_count, next_count, channels, programs,
-                   BLOCK_C: tl.constexpr, NDIM: tl.constexpr,
-                   RANK: tl.constexpr, PARTS: tl.constexpr):
+                   BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+                   NDIM: tl.constexpr, RANK: tl.constexpr,
+                   PARTS: tl.constexpr):
     """Levels ``first_level`` to ``last_level`` from the sums of one below.
 
     A program makes one summary of one level; the sums of the last level are
@@ -98,7 +105,7 @@ def coarser_kernel(sums, mass, levels, next_sums, averages, mass_batch,
     """
     batch, program, channel = _locate(programs, channels, BLOCK_C)
     number = tl.load(levels + first_level * 3) + program
-    level = first_level
+    level = tl.cast(first_level, tl.int32)
     for other in range(first_level + 1, last_level + 1):
         level += (number >= tl.load(levels + other * 3)).to(tl.int32)
     part = number - tl.load(levels + level * 3)
@@ -114,22 +121,25 @@ def coarser_kernel(sums, mass, levels, next_sums, averages, mass_batch,
         y0 = (cell // columns * RANK + place // RANK) * span
         steps = span * span
     total = tl.zeros([BLOCK_C], tl.float32)
-    for step in range(steps):
-        y = y0 + step // span
-        x = x0 + step % span
-        row = y // RANK
+    for step in range(0, steps, BLOCK):
+        below = step + tl.arange(0, BLOCK)
+        x = x0 + below % span
+        row = below * 0
         within = x % RANK
         if NDIM == 2:
+            y = y0 + below // span
+            row = y // RANK
             within += y % RANK * RANK
-        else:
-            row = 0
         column = x // RANK
         source = (row * source_columns + column) * PARTS + within
-        valid = (row < source_rows) & (column < source_columns)
-        total += tl.load(
-            sums + (batch * source_count + source) * channels + channel,
-            mask=valid & (channel < channels),
+        valid = (below < steps) & (row < source_rows)
+        valid = valid & (column < source_columns)
+        found = tl.load(
+            sums + (batch * source_count + source)[:, None] * channels +
+            channel[None, :],
+            mask=valid[:, None] & (channel < channels)[None, :],
             other=0.0)
+        total += tl.sum(found, 0)
     if level == last_level:
         tl.store(
             next_sums + (batch * next_count + part) * channels + channel,
@@ -230,10 +240,16 @@ def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
     side, two = p.cell // p.rank, p.ndim == 2
     sums = sums_of(0)
     with on_device(x):
-        programs = -(-sizes[0] // BLOCK)
+        # Wide loads keep the memory busy: many tokens of few sub-cells.
+        tokens = min(triton.next_power_of_2(side**p.ndim), BLOCK)
+        programs = -(-sizes[0] // (BLOCK // tokens))
         run(
             finest_kernel, batch * programs * blocks,
-            dict(BLOCK=BLOCK, BLOCK_C=block_c, num_warps=4),
+            dict(
+                BLOCK=BLOCK // tokens,
+                TOKENS=tokens,
+                BLOCK_C=block_c,
+                num_warps=4),
             dict(
                 x=x,
                 sums=sums,
@@ -257,7 +273,7 @@ def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
             next_sums = sums_of(last)
             run(
                 coarser_kernel, batch * programs * blocks,
-                dict(BLOCK_C=block_c, num_warps=1),
+                dict(BLOCK=BLOCK, BLOCK_C=block_c, num_warps=4),
                 dict(
                     sums=sums,
                     next_sums=next_sums,

@@ -17,9 +17,10 @@ from .plan import Plan
 
 Config = Dict[str, int]
 
-# As many as a thread can have. Left alone, the assembler prefers to spill a
-# few for a higher occupancy.
-REGISTERS = 255
+# Bounds on a thread's registers, to be had or not: without one, the assembler
+# spills a few for a higher occupancy. What is left unbounded does not spill.
+MOST_REGISTERS = 255
+FEW_REGISTERS = 128
 
 # Bytes of shared memory for one program, by compute capability (CUDA C++
 # programming guide, "Technical specifications per compute capability").
@@ -91,7 +92,7 @@ def query_config(work: Work, far: int, backward: bool) -> Config:
         far = min(far, 16)
     else:
         tall = not (backward or large or work.sm < 80)
-        short = large or work.plan.grouped and work.sm < 90
+        short = large or work.sm < 90 and (work.plan.grouped or backward)
         rows, columns, most = 128 if tall else 64, 32 if short else 64, 3
         far = min(far, 64 if work.sm >= 90 and not large else 32)
     rows = _power(work.plan.tile_tokens, 16, rows)
@@ -104,7 +105,7 @@ def query_config(work: Work, far: int, backward: bool) -> Config:
         BLOCK_F=far,
         num_warps=8 if many else 4,
         num_stages=work.stages(most, kept, 2 * columns),
-        maxnreg=REGISTERS)
+        maxnreg=MOST_REGISTERS)
 
 
 def key_config(work: Work) -> Config:
@@ -121,8 +122,7 @@ def key_config(work: Work) -> Config:
         BLOCK_N=keys,
         BLOCK_M=queries,
         num_warps=8 if large and not work.wide else 4,
-        num_stages=work.stages(2, 2 * keys, 2 * queries),
-        maxnreg=REGISTERS)
+        num_stages=work.stages(2, 2 * keys, 2 * queries))
 
 
 def summary_config(work: Work) -> Config:
@@ -143,8 +143,7 @@ def summary_config(work: Work) -> Config:
         BLOCK_M=queries,
         num_warps=warps,
         num_stages=work.stages(1 if work.wide else 2, 2 * summaries,
-                               2 * queries),
-        maxnreg=REGISTERS)
+                               2 * queries))
 
 
 def neighbours(config: Config) -> List[triton.Config]:
@@ -156,7 +155,7 @@ def neighbours(config: Config) -> List[triton.Config]:
     stages, warps = config['num_stages'], config['num_warps']
     return [
         triton.Config(
-            blocks, num_warps=w, num_stages=s, maxnreg=config['maxnreg'])
+            blocks, num_warps=w, num_stages=s, maxnreg=config.get('maxnreg'))
         for s in sorted({max(stages - 1, 1), stages, stages + 1})
         for w in sorted({max(warps // 2, 1), warps,
                          min(2 * warps, 8)})

@@ -31,4 +31,4 @@ def key_state(key):
 @triton.jit
 def kept(row, key, threshold):
     """Which weights survive; ``row`` and ``key`` broadcast."""
-    return _mix(row ^ key) >= threshold.to(tl.uint32)
+    return _mix(row ^ key) >= tl.cast(threshold, tl.uint32)

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...geometry import Hierarchy
+from . import configs
 from .blocks import token_offset
 from .call import mask_arguments, on_device, run, strides, unit_rows
 from .plan import level_table, plan
@@ -249,7 +250,8 @@ def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
                 BLOCK=BLOCK // tokens,
                 TOKENS=tokens,
                 BLOCK_C=block_c,
-                num_warps=4),
+                num_warps=4,
+                maxnreg=configs.FEW_REGISTERS),
             dict(
                 x=x,
                 sums=sums,
@@ -273,7 +275,11 @@ def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
             next_sums = sums_of(last)
             run(
                 coarser_kernel, batch * programs * blocks,
-                dict(BLOCK=BLOCK, BLOCK_C=block_c, num_warps=4),
+                dict(
+                    BLOCK=BLOCK,
+                    BLOCK_C=block_c,
+                    num_warps=4,
+                    maxnreg=configs.FEW_REGISTERS),
                 dict(
                     sums=sums,
                     next_sums=next_sums,
@@ -303,7 +309,11 @@ def pool_backward(grad: Tensor, key_mask: Optional[Tensor], mass: Tensor,
     with on_device(grad):
         run(
             spread_kernel, shape[0] * programs * blocks,
-            dict(BLOCK=BLOCK, BLOCK_C=block_c, num_warps=4),
+            dict(
+                BLOCK=BLOCK,
+                BLOCK_C=block_c,
+                num_warps=4,
+                maxnreg=configs.FEW_REGISTERS),
             dict(
                 grad=grad,
                 mass=mass,

@@ -337,7 +337,9 @@ def far_slopes(call: Call, query: Tensor, key_summaries: Tensor,
         first, programs = gather_programs(hierarchy, device)
         run(
             gather_kernel, rows * programs,
-            dict(BLOCK=GATHER_BLOCK, num_warps=4),
+            dict(
+                BLOCK=GATHER_BLOCK, num_warps=4,
+                maxnreg=configs.FEW_REGISTERS),
             dict(
                 partial_key=partial[0],
                 partial_value=partial[1],

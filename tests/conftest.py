@@ -17,6 +17,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+# Where there is no GPU, Triton's kernels run through its interpreter: chosen
+# when they are first imported.
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

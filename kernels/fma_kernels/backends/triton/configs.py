@@ -122,7 +122,8 @@ def key_config(work: Work) -> Config:
         BLOCK_N=keys,
         BLOCK_M=queries,
         num_warps=8 if large and not work.wide else 4,
-        num_stages=work.stages(2, 2 * keys, 2 * queries))
+        num_stages=work.stages(2, 2 * keys, 2 * queries),
+        maxnreg=MOST_REGISTERS if work.sm >= 90 and not work.wide else None)
 
 
 def summary_config(work: Work) -> Config:
@@ -130,7 +131,7 @@ def summary_config(work: Work) -> Config:
     large, ndim = work.dim > 64, work.plan.ndim
     listed = work.plan.parts * (32 if ndim == 2 else 4)
     summaries = _power(listed, 16, 16 if work.wide and large else 32)
-    queries = 64 if work.dim <= 32 else 32
+    queries = 64 if work.dim <= 32 and not work.dropout else 32
     # A warp takes 16 rows: more would repeat work, but for the registers.
     warps = summaries // 16
     if work.wide:

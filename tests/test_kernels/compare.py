@@ -1,0 +1,118 @@
+"""What the backends' tests share: comparison with the oracle."""
+from typing import Callable, List, Optional
+
+import torch
+from torch import Tensor
+
+from fma_kernels import Hierarchy, fma1d, fma2d
+from fma_kernels.checks import REFUSALS, Request
+from fma_kernels.pooling import masses
+from fma_kernels.testing import assert_close, random_qkv, random_summaries
+
+# Where Triton's kernels run: on a GPU, or interpreted.
+TRITON_DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def missing_triton() -> Optional[str]:
+    """Why no Triton kernel runs here, or None."""
+    device = torch.device(TRITON_DEVICE)
+    return REFUSALS['triton'](Request(device, torch.float32, 4, 1))
+
+
+def place(backend: str) -> dict:
+    """Device and most exact dtype of a backend, as keyword arguments."""
+    if backend == 'triton':
+        return dict(device=TRITON_DEVICE, dtype=torch.float32)
+    return dict(device='cpu', dtype=torch.float64)
+
+
+def op(shape) -> Callable:
+    """The public function for a token grid."""
+    return fma1d if len(shape) == 1 else fma2d
+
+
+def run(backend: str, inputs: List[Tensor], shape, summaries: bool,
+        **options) -> List[Tensor]:
+    """[out, lse, gradient of every input] for fixed random slopes."""
+    q, k, v, *levels = inputs
+    if summaries:
+        half = len(levels) // 2
+        options['key_summaries'] = levels[:half]
+        options['value_summaries'] = levels[half:]
+    results = op(shape)(q, k, v, backend=backend, return_lse=True, **options)
+    generator = torch.Generator().manual_seed(3)
+    slopes = [
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        for x in results
+    ]
+    grads = torch.autograd.grad(results, inputs, slopes, allow_unused=True)
+    assert all(grad is not None for grad in grads)
+    return [*results, *grads]
+
+
+def _fill(x: Tensor, absent: Tensor) -> Tensor:
+    """NaN in all channels of tokens or summaries; a leaf."""
+    x = x.detach().masked_fill(absent[..., None, None], torch.nan)
+    return x.requires_grad_()
+
+
+def compare(backend: str,
+            shape,
+            cell_size: int,
+            num_levels: Optional[int] = None,
+            rank: int = 1,
+            *,
+            device: str = 'cpu',
+            batch: int = 1,
+            heads: int = 2,
+            head_dim: int = 4,
+            dtype: torch.dtype = torch.float64,
+            summaries: bool = False,
+            mask: Optional[Tensor] = None,
+            dirty: bool = True,
+            **options) -> List[Tensor]:
+    """Runs a backend and the oracle and compares everything that comes out.
+
+    Args:
+        backend, device: what is tested, and where; the oracle is on the CPU.
+        summaries: whether random ones are given for all levels.
+        mask: bool ``[B, *grid]`` on the CPU.
+        dirty: whether keys and values of what is absent hold NaN: masked
+            tokens and, of given summaries, those of mass 0.
+        options: of the public function.
+
+    Returns:
+        What the backend gave, on the CPU: output, lse, gradients.
+    """
+    h = Hierarchy(shape, cell_size, num_levels, rank,
+                  options.get('causal', False))
+    inputs = list(random_qkv(shape, heads, head_dim, batch, dtype))
+    if mask is not None and dirty:
+        inputs[1:] = [_fill(x, ~mask) for x in inputs[1:]]
+    if summaries:
+        counts = masses(h, mask)
+        for seed in (1, 2):
+            levels = random_summaries(
+                h, heads, head_dim, batch, dtype, seed=seed)
+            if dirty:
+                levels = [_fill(x, c == 0) for x, c in zip(levels, counts)]
+            inputs += levels
+    options.update(cell_size=cell_size, num_levels=num_levels, rank=rank)
+    # Half precision is compared with the exact result of the same inputs.
+    exact = [
+        x.detach().double().requires_grad_() if dtype.itemsize == 2 else x
+        for x in inputs
+    ]
+    expected = run('naive', exact, shape, summaries, key_mask=mask, **options)
+    moved = [x.detach().to(device).requires_grad_() for x in inputs]
+    options['key_mask'] = None if mask is None else mask.to(device)
+    actual = run(backend, moved, shape, summaries, **options)
+    assert actual[1].dtype == (
+        torch.float64 if dtype == torch.float64 else torch.float32)
+    actual = [x.detach().cpu() for x in actual]
+    for i, (a, b) in enumerate(zip(actual, expected)):
+        assert a.shape == b.shape
+        if i != 1:
+            assert a.dtype == dtype
+        assert_close(a, b, dtype, grad=i > 1, what=f'result {i}')
+    return actual

@@ -5,13 +5,16 @@ All attention layers share one interface: ``layer(x, key_mask=None)`` maps
 """
 
 from .attention import FMAttention1D, FMAttention2D
-from .baselines import FullAttention, WindowAttention
+from .baselines import FullAttention, FullAttention1D, WindowAttention
 from .build import ATTENTION_LAYERS, build_attention
-from .positions import ConditionalPosition, build_position
-from .summaries import AverageSummaries, GroupedConvSummaries, build_summaries
+from .positions import ConditionalPosition, build_position, rotate
+from .summaries import (AverageSummaries, ConvSummaries, GroupedConvSummaries,
+                        HierarchicalSummaries, build_summaries)
 
 __all__ = [
     'ATTENTION_LAYERS', 'AverageSummaries', 'ConditionalPosition',
-    'FMAttention1D', 'FMAttention2D', 'FullAttention', 'GroupedConvSummaries',
-    'WindowAttention', 'build_attention', 'build_position', 'build_summaries'
+    'ConvSummaries', 'FMAttention1D', 'FMAttention2D', 'FullAttention',
+    'FullAttention1D', 'GroupedConvSummaries', 'HierarchicalSummaries',
+    'WindowAttention', 'build_attention', 'build_position', 'build_summaries',
+    'rotate'
 ]

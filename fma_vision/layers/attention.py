@@ -1,6 +1,6 @@
 """Fast Multipole Attention as layers: projections around the op."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from fma_kernels import Hierarchy, fma1d, fma2d
 
 from .common import check_tokens, drop_masked, head_dim_of
+from .positions import angle_dtype, check_rotary, rotate
 from .summaries import build_summaries
 
 
@@ -23,7 +24,7 @@ class _FMAttention(nn.Module):
                  cell_size: int = 4,
                  num_levels: Optional[int] = None,
                  rank: int = 1,
-                 summaries: str = 'avg',
+                 summaries: Union[str, dict] = 'avg',
                  max_levels: Optional[int] = None,
                  qkv_bias: bool = True,
                  mass: bool = True,
@@ -45,6 +46,7 @@ class _FMAttention(nn.Module):
         self.attn_drop = attn_drop
         self.backend = backend
         self.causal = False
+        self.positions: Optional[str] = None
 
         def pooling() -> nn.Module:
             return build_summaries(
@@ -65,7 +67,7 @@ class _FMAttention(nn.Module):
         """The cells this layer uses on a grid of tokens."""
         tree = Hierarchy(grid, self.cell_size, self.num_levels, self.rank,
                          self.causal).trimmed()
-        limit = getattr(self.key_summaries, 'max_levels', None)
+        limit = self.key_summaries.level_limit
         if limit is None or tree.num_levels <= limit:
             return tree
         return Hierarchy(grid, self.cell_size, limit, self.rank, self.causal)
@@ -91,6 +93,13 @@ class _FMAttention(nn.Module):
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
+        return self._attend(x, key_mask)
+
+    def _attend(self,
+                x: torch.Tensor,
+                key_mask: Optional[torch.Tensor],
+                offset: int = 0) -> torch.Tensor:
+        """See :meth:`forward`; ``offset`` is the position of token 0."""
         grid = check_tokens(x, self.dim, self.ndim)
         x = drop_masked(x, key_mask)
         # [B, *grid, 3, heads, head_dim]; the views stay strided.
@@ -98,15 +107,22 @@ class _FMAttention(nn.Module):
         query, key, value = qkv.unbind(-3)
         options: Dict[str, Any] = dict(num_levels=self.num_levels)
         bias = self.proj.bias
-        if self.key_summaries.learned:
+        learned = self.key_summaries.learned
+        if learned or self.positions:
             tree = self.hierarchy(*grid)
             options = dict(
                 num_levels=tree.num_levels,
-                key_summaries=self.key_summaries(key, tree, key_mask),
-                value_summaries=self.value_summaries(value, tree, key_mask))
-            if tree.num_levels < self.key_summaries.max_levels:
-                bias = bias + self.key_summaries.idle(tree.num_levels)
-                bias = bias + self.value_summaries.idle(tree.num_levels)
+                key_summaries=self.key_summaries(key, tree, key_mask))
+        if learned:
+            options['value_summaries'] = self.value_summaries(
+                value, tree, key_mask)
+            for form in (self.key_summaries, self.value_summaries):
+                idle = form.idle(tree.num_levels)
+                bias = bias if idle is None else bias + idle
+        if self.positions:
+            query, key = self._turned(qkv[..., :2, :, :], offset)
+            options['key_summaries'] = self._turned_summaries(
+                options['key_summaries'], tree, offset)
         if self.causal:
             options['causal'] = True
         if self.training and self.attn_drop:
@@ -145,9 +161,12 @@ class FMAttention2D(_FMAttention):
         num_levels (int, optional): Levels of summaries; None picks them from
             the grid, 0 is full attention.
         rank (int): Sub-cells per axis of a cell; divides ``cell_size``.
-        summaries (str): ``'avg'`` or ``'grouped_conv'``.
-        max_levels (int, optional): Weight sets of learned summaries; see
-            :class:`~fma_vision.layers.GroupedConvSummaries`.
+        summaries (str | dict): ``'avg'``, ``'grouped_conv'``, ``'conv'``,
+            ``'hierarchical'``, or a dict with one of them as ``type`` and
+            its arguments; see :func:`~fma_vision.layers.build_summaries`.
+        max_levels (int, optional): Weight sets of learned summaries.
+            ``'grouped_conv'`` and ``'conv'`` clip the levels to it,
+            ``'hierarchical'`` reuses its last step beyond.
         qkv_bias (bool): Bias in the query, key, value projection.
         mass (bool): Weigh a summary by the tokens it stands for, as the
             paper does.
@@ -170,6 +189,16 @@ class FMAttention1D(_FMAttention):
             qkv_bias, mass, attn_drop, proj_drop, backend: As
             :class:`FMAttention2D`, on tokens ``[B, N, dim]``.
         causal (bool): Attend to the left only. Defaults to False.
+        positions (str, optional): ``'rotary'`` turns queries and keys by
+            their position (:func:`~fma_vision.layers.rotate`); None leaves
+            positions to the caller. Keys are pooled as they are, and their
+            summaries turned to the centre of their sub-cell: shifting the
+            whole sequence changes nothing.
+        rotary_base (float): Base of the rotary frequencies.
+
+    Raises:
+        ValueError: If an argument is out of range, or rotary positions meet
+            an odd ``head_dim``.
     """
 
     ndim = 1
@@ -179,6 +208,77 @@ class FMAttention1D(_FMAttention):
                  num_heads: int,
                  *args: Any,
                  causal: bool = False,
+                 positions: Optional[str] = None,
+                 rotary_base: float = 10000.,
                  **kwargs: Any) -> None:
         super().__init__(dim, num_heads, *args, **kwargs)
+        if positions not in (None, 'rotary'):
+            raise ValueError("positions must be None or 'rotary', got "
+                             f'{positions!r}')
+        if positions:
+            check_rotary(self.head_dim, rotary_base)
         self.causal = causal
+        self.positions = positions
+        self.rotary_base = rotary_base
+
+    def forward(self,
+                x: torch.Tensor,
+                key_mask: Optional[torch.Tensor] = None,
+                offset: int = 0) -> torch.Tensor:
+        """Attend from every token to every other, or to those before it.
+
+        Args:
+            x (Tensor): ``[B, N, dim]``.
+            key_mask (Tensor, optional): bool ``[B, N]``, True = real. Masked
+                tokens are attended by none; they keep their positions.
+            offset (int): Position of the first token.
+
+        Returns:
+            Tensor: ``[B, N, dim]``.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        return self._attend(x, key_mask, offset)
+
+    def summary_positions(self, hierarchy: Hierarchy, level: int,
+                          device: torch.device) -> torch.Tensor:
+        """Centres of the sub-cells of a level, in tokens.
+
+        Nominal centres, start + (side - 1) / 2, also where a border or a
+        mask leaves only some of the tokens.
+
+        Args:
+            hierarchy (Hierarchy): The cells.
+            level (int): From 1.
+            device (torch.device): Of the result.
+
+        Returns:
+            Tensor: Floating ``[cells, rank]``.
+        """
+        cells, = hierarchy.grids[level - 1]
+        side = hierarchy.widths[level - 1] // self.rank
+        index = _indices(cells * self.rank, device)
+        return (index * side + (side - 1) / 2).view(cells, self.rank)
+
+    def _turned(self, query_key: torch.Tensor,
+                offset: int) -> Tuple[torch.Tensor, ...]:
+        """Queries and keys ``[B, N, 2, heads, head_dim]``, rotated apart."""
+        tokens = _indices(query_key.shape[1], query_key.device) + offset
+        turned = rotate(query_key, tokens[:, None], self.rotary_base)
+        return turned.unbind(2)
+
+    def _turned_summaries(self, levels: List[torch.Tensor],
+                          hierarchy: Hierarchy,
+                          offset: int) -> List[torch.Tensor]:
+        """Key summaries, rotated to the centres of their sub-cells."""
+        return [
+            rotate(x,
+                   self.summary_positions(hierarchy, level, x.device) + offset,
+                   self.rotary_base) for level, x in enumerate(levels, 1)
+        ]
+
+
+def _indices(count: int, device: torch.device) -> torch.Tensor:
+    """0, 1, ... ``count`` - 1 in the precision of rotary angles."""
+    return torch.arange(count, dtype=angle_dtype(device), device=device)

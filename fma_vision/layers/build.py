@@ -5,11 +5,12 @@ from typing import Any, Union
 import torch.nn as nn
 
 from .attention import FMAttention1D, FMAttention2D
-from .baselines import FullAttention, WindowAttention
+from .baselines import FullAttention, FullAttention1D, WindowAttention
 
 ATTENTION_LAYERS = {
     cls.__name__: cls
-    for cls in (FMAttention1D, FMAttention2D, FullAttention, WindowAttention)
+    for cls in (FMAttention1D, FMAttention2D, FullAttention, FullAttention1D,
+                WindowAttention)
 }
 
 

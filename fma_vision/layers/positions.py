@@ -1,9 +1,66 @@
-"""Position encodings for feature maps of any size."""
+"""Position encodings for feature maps and sequences of any size."""
 
 from typing import Optional, Union
 
 import torch
 import torch.nn as nn
+
+
+def check_rotary(head_dim: int, base: float) -> None:
+    """Check what :func:`rotate` needs to know beforehand.
+
+    Raises:
+        ValueError: If ``head_dim`` is odd or ``base`` not positive.
+    """
+    if head_dim % 2:
+        raise ValueError('rotary positions turn pairs of channels: head_dim '
+                         f'must be even, got {head_dim}')
+    if not base > 0:
+        raise ValueError(f'rotary_base must be positive, got {base}')
+
+
+def rotate(x: torch.Tensor,
+           positions: torch.Tensor,
+           base: float = 10000.) -> torch.Tensor:
+    """Rotary position encoding (arXiv 2104.09864), by halves.
+
+    Channel i turns with channel i + head_dim / 2 (the convention of GPT-NeoX
+    and Llama, not that of neighbouring channels) by the angle
+    ``position * base**(-2 i / head_dim)``, so that the product of a rotated
+    query and a rotated key depends on the difference of positions alone.
+
+    Args:
+        x (Tensor): ``[..., n, heads, head_dim]``, floating point.
+        positions (Tensor): ``[n]``, or what broadcasts to ``x.shape[:-2]``;
+            fractions are allowed.
+        base (float): Positive; a larger base turns slower.
+
+    Returns:
+        Tensor: Like ``x``, in its dtype.
+
+    Raises:
+        ValueError: If ``head_dim`` is odd or ``base`` not positive.
+    """
+    head_dim = x.shape[-1]
+    check_rotary(head_dim, base)
+    # Around position 1e6, float32 angles would be 0.06 apart.
+    wide = angle_dtype(x.device)
+    exponents = torch.arange(0, head_dim, 2, dtype=wide, device=x.device)
+    speed = base**(-exponents / head_dim)
+    angles = positions.to(wide)[..., None, None] * speed
+    # Turned in float32 or wider, rounded once.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    # [..., heads, 2, head_dim / 2]
+    halves = x.to(dtype).unflatten(-1, (2, head_dim // 2))
+    turned = torch.addcmul(halves * cos.unsqueeze(-2), halves.flip(-2),
+                           torch.stack((-sin, sin), dim=-2))
+    return turned.flatten(-2).to(x.dtype)
+
+
+def angle_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it; MPS has not."""
+    return torch.float32 if device.type == 'mps' else torch.float64
 
 
 class _DepthwiseConv2d(nn.Conv2d):

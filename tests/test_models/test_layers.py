@@ -14,6 +14,7 @@ from fma_vision.layers import (ATTENTION_LAYERS, ConditionalPosition,
                                build_position)
 
 GRIDS = [(1, 1), (1, 13), (3, 2), (5, 9), (8, 8), (17, 23)]
+SUMMARIES = ['avg', 'grouped_conv', 'conv', 'hierarchical']
 LAYERS_2D = {
     'fma':
     dict(type='FMAttention2D', cell_size=2),
@@ -25,6 +26,18 @@ LAYERS_2D = {
     dict(type='FMAttention2D', cell_size=2, num_levels=1),
     'fma_grouped_conv':
     dict(type='FMAttention2D', cell_size=2, summaries='grouped_conv'),
+    'fma_conv':
+    dict(
+        type='FMAttention2D',
+        cell_size=2,
+        summaries=dict(type='conv', max_levels=3)),
+    'fma_hierarchical':
+    dict(type='FMAttention2D', cell_size=2, rank=2, summaries='hierarchical'),
+    'fma_shared':
+    dict(
+        type='FMAttention2D',
+        cell_size=2,
+        summaries=dict(type='hierarchical', shared=True)),
     'full':
     dict(type='FullAttention'),
     'window':
@@ -114,7 +127,7 @@ def test_fma_without_levels_is_full_attention():
 
 
 @pytest.mark.parametrize('causal', [False, True])
-@pytest.mark.parametrize('summaries', ['avg', 'grouped_conv'])
+@pytest.mark.parametrize('summaries', SUMMARIES)
 @pytest.mark.parametrize('length', [1, 7, 40])
 def test_fma1d_equals_definition(length, summaries, causal):
     layer = FMAttention1D(
@@ -123,7 +136,7 @@ def test_fma1d_equals_definition(length, summaries, causal):
     torch.testing.assert_close(layer(x), definition(layer, x))
 
 
-@pytest.mark.parametrize('summaries', ['avg', 'grouped_conv'])
+@pytest.mark.parametrize('summaries', SUMMARIES)
 def test_causal_layer_does_not_look_ahead(summaries):
     layer = FMAttention1D(16, 2, cell_size=2, summaries=summaries, causal=True)
     for param in layer.parameters():
@@ -216,7 +229,7 @@ def test_build_attention_finds_registered_layers():
     (dict(cell_size='4'), 'cell_size must be an int'),
     (dict(num_levels=-1), 'num_levels .* got -1'),
     (dict(attn_drop=1.), r'attn_drop must be in \[0, 1\), got 1.0'),
-    (dict(summaries='max'), r"summaries='max' .*\['avg', 'grouped_conv'\]"),
+    (dict(summaries='max'), r"summaries='max' .*\['avg', 'conv', 'grouped"),
     (dict(summaries='grouped_conv', max_levels=0), 'max_levels .* got 0'),
 ])
 def test_fma_layer_refuses(kwargs, message):

@@ -10,6 +10,13 @@ from fma_kernels import pooling
 from fma_kernels.geometry import Hierarchy
 from fma_vision.layers import FMAttention1D, FMAttention2D, build_summaries
 
+FORMS = {
+    'grouped_conv': 'grouped_conv',
+    'conv': 'conv',
+    'hierarchical': 'hierarchical',
+    'shared': dict(type='hierarchical', shared=True),
+}
+
 CASES = [
     # grid, cell_size, rank
     ((16, ), 2, 1),
@@ -28,33 +35,37 @@ def _tokens(grid):
     return x, mask
 
 
-def _grouped(grid, cell_size, rank, std=0.):
+def _form(name, grid, cell_size, rank, std=0., max_levels=None):
+    """A hierarchy and a form, with weights at random unless ``std`` is 0."""
     tree = Hierarchy(grid, cell_size, rank=rank)
     form = build_summaries(
-        'grouped_conv',
+        FORMS[name],
         ndim=len(grid),
         cell_size=cell_size,
         rank=rank,
         head_dim=5,
-        max_levels=tree.num_levels).double()
-    for delta in form.delta:
-        torch.nn.init.normal_(delta, std=std)
+        max_levels=max_levels or max(tree.num_levels, 2)).double()
+    for weight in form.parameters():
+        torch.nn.init.normal_(weight, std=std)
     return tree, form
 
 
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('grid, cell_size, rank', CASES, ids=str)
-def test_grouped_conv_starts_as_the_mean(grid, cell_size, rank, masked):
-    tree, form = _grouped(grid, cell_size, rank)
+@pytest.mark.parametrize('name', FORMS)
+def test_form_starts_as_the_mean(name, grid, cell_size, rank, masked):
+    tree, form = _form(name, grid, cell_size, rank)
     assert tree.num_levels > 0
     x, mask = _tokens(grid)
     mask = mask if masked else None
-    for got, mean in zip(
-            form(x, tree, mask), pooling.average_pyramid(x, tree, mask)):
-        assert torch.equal(got, mean)
+    means = pooling.average_pyramid(x, tree, mask)
+    for got, mean in zip(form(x, tree, mask), means, strict=True):
+        # Exact where the mean is taken at once, else to the last digits.
+        tight = 1e-14 if 'delta_step.0' in form.state_dict() else 0
+        torch.testing.assert_close(got, mean, rtol=tight, atol=tight)
 
 
-def _by_definition(x, tree, form, level, mask):
+def _direct(x, tree, delta, level, mask):
     """(size / mass) * sum_real W x, written as loops over all summaries."""
     grid, width, rank = tree.grids[level], tree.widths[level], tree.rank
     ndim, side = len(grid), tree.widths[level] // tree.rank
@@ -73,31 +84,96 @@ def _by_definition(x, tree, form, level, mask):
                 if mask is not None and not mask[(image, *token)]:
                     continue
                 own = all(p // side == s for p, s in zip(place, sub))
-                weight = (float(own) + form.delta[level][part, tap]) / size
-                total = total + weight * x[(image, *token)]
+                here, weight = x[(image, *token)], delta[part, tap]
+                matrix = weight if weight.ndim == 2 else weight.diag()
+                matrix = matrix + float(own) * torch.eye(5).double()
+                total = total + here @ matrix.T / size
                 real += own
             if real:
                 out[(image, *cell, part)] = size / real * total
     return out
 
 
+def _lifted(children, masses, tree, deltas, level):
+    """parent = sum_c (mass_c / mass) (1 + delta_c) child_c, in loops."""
+    ndim, rank = tree.ndim, tree.rank
+    low = pooling.cells_to_lattice(children, rank, ndim)
+    mass = pooling.cells_to_lattice(masses[level - 1], rank, ndim)
+    mass = mass.expand(low.shape[0], *mass.shape[1:])
+    grid = tree.grids[level]
+    sizes = tuple(rank * size for size in grid)
+    out = low.new_zeros(low.shape[0], *sizes, *low.shape[-2:])
+    for image, place in itertools.product(
+            range(low.shape[0]), itertools.product(*map(range, sizes))):
+        total, real = 0, 0
+        for c, step in enumerate(itertools.product(range(2), repeat=ndim)):
+            child = tuple(2 * p + s for p, s in zip(place, step))
+            if any(i >= n for i, n in zip(child, low.shape[1:])):
+                continue
+            here = mass[(image, *child)]
+            matrix = torch.eye(5).double() + deltas[c]
+            total = total + here * (low[(image, *child)] @ matrix.T)
+            real += here
+        if real:
+            out[(image, *place)] = total / real
+    return pooling.lattice_to_cells(out, grid, rank)
+
+
+def _by_definition(x, tree, form, mask):
+    """Every level; a hierarchy of four levels takes its last step again."""
+    if not hasattr(form, 'delta_cell'):
+        return [
+            _direct(x, tree, form.delta[level], level, mask)
+            for level in range(tree.num_levels)
+        ]
+    masses = pooling.masses(tree, mask)
+    out = [_direct(x, tree, form.delta_cell, 0, mask)]
+    for level in range(1, tree.num_levels):
+        step = min(level, len(form.delta_step)) - 1
+        out.append(
+            _lifted(out[-1], masses, tree, form.delta_step[step], level))
+    return out
+
+
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize(
     'grid, cell_size, rank', [CASES[1], CASES[3]], ids=str)
-def test_grouped_conv_equals_definition(grid, cell_size, rank, masked):
-    tree, form = _grouped(grid, cell_size, rank, std=1.)
+@pytest.mark.parametrize('name', FORMS)
+def test_form_equals_definition(name, grid, cell_size, rank, masked):
+    tree, form = _form(name, grid, cell_size, rank, std=1.)
     x, mask = _tokens(grid)
     mask = mask if masked else None
     masses = pooling.masses(tree, mask)
+    expected = _by_definition(x, tree, form, mask)
     for level, got in enumerate(form(x, tree, mask)):
-        expected = _by_definition(x, tree, form, level, mask)
         some = (masses[level] > 0).expand(got.shape[:-2])
         assert some.any()
-        torch.testing.assert_close(got[some], expected[some])
+        torch.testing.assert_close(got[some], expected[level][some])
 
 
-def test_masked_nan_reaches_nothing():
-    tree, form = _grouped((7, 11), 2, 2, std=1.)
+@pytest.mark.parametrize('name, steps', [('hierarchical', 2), ('shared', 1)])
+def test_last_step_serves_the_levels_above(name, steps):
+    # Five levels, of which `max_levels` allows for three.
+    tree, form = _form(name, (33, ), 1, 1, std=1., max_levels=3)
+    assert tree.num_levels == 5 and len(form.delta_step) == steps
+    x, mask = _tokens((33, ))
+    expected = _by_definition(x, tree, form, mask)
+    masses = pooling.masses(tree, mask)
+    for got, wanted, mass in zip(form(x, tree, mask), expected, masses):
+        torch.testing.assert_close(got[mass > 0], wanted[mass > 0])
+
+
+def test_learned_steps_are_not_clipped_to_the_weight_sets():
+    for summaries in ['hierarchical', FORMS['shared']]:
+        layer = FMAttention1D(
+            10, 2, cell_size=2, summaries=summaries, max_levels=2)
+        assert layer.hierarchy(64).num_levels == 4
+        assert layer(torch.randn(1, 64, 10)).isfinite().all()
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_masked_nan_reaches_nothing(name):
+    tree, form = _form(name, (7, 11), 2, 2, std=1.)
     x, mask = _tokens((7, 11))
     clean = form(x.masked_fill(~mask[..., None, None], 0), tree, mask)
     x = x.masked_fill(~mask[..., None, None], math.nan).requires_grad_()
@@ -106,19 +182,64 @@ def test_masked_nan_reaches_nothing():
         assert torch.equal(got, expected)
     sum(level.sum() for level in out).backward()
     assert (x.grad[~mask] == 0).all() and x.grad.isfinite().all()
-    assert all(delta.grad.isfinite().all() for delta in form.delta)
+    assert all(weight.grad.isfinite().all() for weight in form.parameters())
 
 
-def test_grouped_conv_gradcheck():
-    tree, form = _grouped((5, 6), 2, 1, std=.5)
+@pytest.mark.parametrize('rank', [1, 2])
+@pytest.mark.parametrize('name', FORMS)
+def test_form_gradcheck(name, rank):
+    tree, form = _form(name, (5, 6), 2, rank, std=.5)
     x = torch.randn(1, 5, 6, 1, 5, dtype=torch.double, requires_grad=True)
-    deltas = [d.detach().requires_grad_() for d in form.delta]
+    names = [name for name, _ in form.named_parameters()]
+    weights = [w.detach().requires_grad_() for w in form.parameters()]
 
     def run(x, *values):
-        state = {f'delta.{i}': v for i, v in enumerate(values)}
+        state = dict(zip(names, values))
         return tuple(torch.func.functional_call(form, state, (x, tree)))
 
-    assert torch.autograd.gradcheck(run, (x, *deltas))
+    assert torch.autograd.gradcheck(run, (x, *weights), fast_mode=True)
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_half_precision_sums_in_float32(name):
+    # 600 tokens of 150: their sum is beyond float16.
+    tree, form = _form(name, (2400, ), 600, 1)
+    x = torch.full((1, 2400, 1, 5), 150., dtype=torch.half)
+    for level in form(x, tree):
+        assert level.dtype == torch.half and (level == 150).all()
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_no_image_gives_no_summaries(name):
+    tree, form = _form(name, (7, 11), 2, 2)
+    x = torch.randn(0, 7, 11, 2, 5, dtype=torch.double)
+    shapes = [tuple(level.shape) for level in form(x, tree)]
+    assert shapes == [(0, *grid, 4, 2, 5) for grid in tree.grids]
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_weights_do_not_decay(name):
+    layer = FMAttention1D(10, 2, cell_size=2, summaries=FORMS[name])
+    form = layer.key_summaries
+    assert form.no_weight_decay() == {n for n, _ in form.named_parameters()}
+    # What the configs of optimisers look for.
+    assert all('summaries.delta' in name
+               for name, _ in layer.named_parameters() if 'summaries' in name)
+
+
+def test_build_summaries_takes_names_and_configs():
+    sizes = dict(ndim=1, cell_size=4, rank=1, head_dim=2, max_levels=3)
+    assert len(build_summaries('hierarchical', **sizes).delta_step) == 2
+    cfg = dict(type='hierarchical', max_levels=5)
+    assert len(build_summaries(cfg, **sizes).delta_step) == 4
+    assert cfg == dict(type='hierarchical', max_levels=5)
+    for wrong in ['max', None, dict(shared=True), dict(type=['avg'])]:
+        with pytest.raises(ValueError, match='is unknown; allowed'):
+            build_summaries(wrong, **sizes)
+    with pytest.raises(TypeError, match='shared'):
+        build_summaries(dict(type='avg', shared=True), **sizes)
+    with pytest.raises(ValueError, match='max_levels must be at least 2'):
+        build_summaries(dict(type='hierarchical', max_levels=1), **sizes)
 
 
 def test_levels_are_clipped_to_the_weight_sets():
@@ -145,14 +266,22 @@ def test_default_weight_sets():
     assert in_1d.key_summaries.max_levels == 8
     assert in_2d.key_summaries.max_levels == 4
     assert in_2d.key_summaries.delta[3].shape == (1, 32 * 32, 8)
+    mixing = FMAttention2D(16, 2, summaries='conv').key_summaries
+    assert [w.shape for w in mixing.delta] == [(1, 16, 8, 8), (1, 64, 8, 8)]
+    lifting = FMAttention2D(16, 2, summaries='hierarchical').key_summaries
+    assert [w.shape for w in lifting.delta_step] == [(4, 8, 8)] * 3
+    assert lifting.delta_cell.shape == (1, 16, 8)
 
 
-def test_learned_summaries_change_the_output():
-    layer = FMAttention2D(16, 2, cell_size=2, summaries='grouped_conv')
+@pytest.mark.parametrize('name', FORMS)
+def test_learned_summaries_change_the_output(name):
+    layer = FMAttention2D(16, 2, cell_size=2, summaries=FORMS[name])
     x = torch.randn(1, 12, 12, 16)
     before = layer(x)
-    for summaries in (layer.key_summaries, layer.value_summaries):
-        after_start = layer(x)
-        torch.nn.init.normal_(summaries.delta[0], std=.5)
-        assert not torch.allclose(layer(x), after_start)
+    for form in (layer.key_summaries, layer.value_summaries):
+        for weight in list(form.parameters())[:2]:
+            torch.nn.init.normal_(weight, std=.5)
+            after = layer(x)
+            assert not torch.allclose(after, before)
+            before = after
     assert before.shape == x.shape

@@ -1,13 +1,20 @@
-"""Datasets of the configs: small real sets with their class names.
+"""Datasets of the configs: texts, and small real sets with class names.
 
-The parts import when their host package (mmsegmentation, mmpretrain) is
-installed; the other part works without it.
+Each part of the images imports when its host package (mmsegmentation,
+mmpretrain) is installed, and the metric of texts when MMEngine is; the
+others work without it.
 """
 from importlib.util import find_spec
 
 from fma_vision import registry  # noqa: F401  silences the hosts' imports
 
-__all__ = []
+from .text import TextDataset
+
+__all__ = ['TextDataset']
+
+if registry.HAS_MMENGINE:
+    from .text_metrics import BitsPerCharacter
+    __all__ += ['BitsPerCharacter']
 
 if find_spec('mmseg') is not None:
     from .metrics import SubsetIoUMetric

@@ -305,7 +305,7 @@ def kernel_resources() -> Optional[str]:
             str(r['registers']), f'{r["shared"] / 1024:.0f}'
         ] for r in found['rows']
         if r['target'] == 'sm_90' and r['dtype'] == 'bf16' and r['case'] in (
-            '2D cell 8', '1D cell 128') and r['blocks']
+            '2D cell 8', '1D cell 128') and r['blocks'].startswith('M')
     ]
     packages = found['environment']['packages']
     return ('What the kernels take on sm_90, bfloat16, compiled without a GPU '

@@ -7,11 +7,12 @@ scope ``fma_vision``.
 
 from .layers import (FMAttention1D, FMAttention2D, FullAttention,
                      WindowAttention, build_attention)
-from .models import FMATransformer
+from .models import FMALanguageModel, FMALMHead, FMATransformer
 from .timm_models import FMAClassifier
 from .version import __version__
 
 __all__ = [
-    'FMAClassifier', 'FMATransformer', 'FMAttention1D', 'FMAttention2D',
-    'FullAttention', 'WindowAttention', 'build_attention', '__version__'
+    'FMAClassifier', 'FMALMHead', 'FMALanguageModel', 'FMATransformer',
+    'FMAttention1D', 'FMAttention2D', 'FullAttention', 'WindowAttention',
+    'build_attention', '__version__'
 ]

@@ -10,14 +10,14 @@ from fma_vision.registry import METRICS
 
 @METRICS.register_module()
 class BitsPerCharacter(BaseMetric):
-    """Bits per character, loss and perplexity over a whole set.
+    """Bits per character, nats and perplexity over a whole set.
 
     Sums are divided at the end, so that short windows do not weigh more.
 
     - ``bpc``: bits for each character (for each byte, where the dataset's
       vocabulary is ``'bytes'``), comparable across vocabularies;
-    - ``loss``: nats for each token;
-    - ``perplexity``: ``exp(loss)``, inf where a float cannot hold it.
+    - ``nats``: for each token;
+    - ``perplexity``: ``exp(nats)``, inf where a float cannot hold it.
     """
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -49,24 +49,25 @@ class BitsPerCharacter(BaseMetric):
             results (list[tuple]): Nats, tokens and characters of each sample.
 
         Returns:
-            dict[str, float]: ``bpc``, ``loss`` and ``perplexity``.
+            dict[str, float]: ``bpc``, ``nats`` and ``perplexity``.
 
         Raises:
             ValueError: Nothing was counted.
         """
-        nats = math.fsum(r[0] for r in results)
+        total = math.fsum(r[0] for r in results)
         tokens = sum(r[1] for r in results)
         characters = sum(r[2] for r in results)
         if not tokens or not characters:
             raise ValueError(f'BitsPerCharacter: {len(results)} samples with '
                              f'{tokens} counted tokens and {characters} '
                              'characters')
-        loss = nats / tokens
+        # Not "loss": MMEngine logs the training loss under that name.
+        nats = total / tokens
         try:
-            perplexity = math.exp(loss)
+            perplexity = math.exp(nats)
         except OverflowError:
             perplexity = math.inf
         return dict(
-            bpc=nats / characters / math.log(2),
-            loss=loss,
+            bpc=total / characters / math.log(2),
+            nats=nats,
             perplexity=perplexity)

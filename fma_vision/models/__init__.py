@@ -3,8 +3,9 @@
 from ..layers import ATTENTION_LAYERS
 from ..registry import MODELS
 from .backbones import FMATransformer
+from .lm import FMALanguageModel, FMALMHead
 
 for _layer in ATTENTION_LAYERS.values():
     MODELS.register_module(module=_layer)
 
-__all__ = ['FMATransformer']
+__all__ = ['FMALMHead', 'FMALanguageModel', 'FMATransformer']

@@ -454,7 +454,7 @@ def test_metric_by_hand() -> None:
     result = scores.evaluate(size=3)
     assert result == dict(
         bpc=pytest.approx(7 / 8 / math.log(2)),
-        loss=pytest.approx(7 / 5),
+        nats=pytest.approx(7 / 5),
         perplexity=pytest.approx(math.exp(7 / 5)))
     assert {type(v) for v in result.values()} == {float}
 

@@ -1,0 +1,282 @@
+"""Fast Multipole Attention token by token, or chunk by chunk.
+
+On each level, only the first two cells of an aligned chunk see a cell before
+the chunk, and the state holds these. So a chunk attends to itself by the op,
+to the state by a small dense product, and both are merged.
+"""
+
+from typing import List, Optional, Tuple
+
+import torch
+
+from fma_kernels import Hierarchy, auto_num_levels, fma1d, merge
+
+from ...layers import FMAttention1D, rotate
+from .chunk import Chunk, grown
+from .multipole_plan import Geometry, Plan, plan_of
+from .multipole_state import SLOTS, MultipoleState, held_cells, take_new
+from .multipole_sums import add_tokens
+
+
+def attend(query: torch.Tensor, pair: torch.Tensor,
+           bias: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Dense attention that also returns its log-sum-exp.
+
+    Args:
+        query (Tensor): ``[B, T, heads, head_dim]``.
+        pair (Tensor): Keys and values ``[2, B, S, heads, head_dim]``.
+        bias (Tensor): ``[B, T, S]`` in the accumulation dtype; -inf hides.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``[B, T, heads, head_dim]`` and ``[B, T,
+        heads]``; 0 and -inf where all is hidden.
+    """
+    key, value = pair.transpose(2, 3)  # [B, heads, S, head_dim]
+    query = query.transpose(1, 2) * query.shape[-1]**-.5
+    logits = (query @ key.transpose(-2, -1)).to(bias.dtype) + bias[:, None]
+    peak = logits.amax(-1, keepdim=True)
+    peak = peak.clamp(min=torch.finfo(bias.dtype).min)  # no -inf - -inf
+    weights = (logits - peak).exp()
+    total = weights.sum(-1, keepdim=True)
+    out = (weights / total.clamp(min=1e-30)).to(value.dtype) @ value
+    return out.transpose(1, 2), (total.log() + peak)[..., 0].transpose(1, 2)
+
+
+class MultipoleStream:
+    """Streaming form of a causal :class:`FMAttention1D`.
+
+    Args:
+        attn (FMAttention1D): The layer.
+    """
+
+    def __init__(self, attn: FMAttention1D) -> None:
+        self.attn = attn
+        self.forms = (attn.key_summaries, attn.value_summaries)
+        limits = [attn.num_levels, self.forms[0].level_limit]
+        # Height of a top level that keeps all of its cells.
+        limit = min((n for n in limits if n is not None), default=None)
+        self.geometry = Geometry(attn.cell_size, attn.rank, attn.mass, limit)
+        # Forms with weights for each token on every level.
+        self.direct = hasattr(self.forms[0], 'delta')
+
+    # ------------------------------------------------------------ geometry
+    def room(self, start: int) -> Optional[int]:
+        """Tokens that one chunk may hold from a position on.
+
+        A chunk must lie in one leaf cell, or begin with a cell that holds
+        it: only then are the op's cells those of the whole sequence.
+
+        Args:
+            start (int): The position.
+
+        Returns:
+            int, optional: None if there is no limit.
+        """
+        size = self.attn.cell_size
+        if start % size:
+            return size - start % size
+        cells = start // size
+        return size * (cells & -cells) if cells else None
+
+    def init(self, batch: int, device: torch.device,
+             dtype: torch.dtype) -> MultipoleState:
+        """The state before the first token."""
+        attn = self.attn
+        shape = (attn.rank, attn.num_heads, attn.head_dim)
+        wide = torch.promote_types(dtype, torch.float32)
+
+        def zeros(*sizes: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.zeros((2, batch, *sizes), device=device, dtype=dtype)
+
+        return MultipoleState(
+            zeros(2 * attn.cell_size, *shape[1:]), zeros(0, SLOTS, *shape),
+            zeros(0, *shape),
+            zeros(
+                self.geometry.limit if self.direct else 1, *shape, dtype=wide))
+
+    # ----------------------------------------------------------- attention
+    def __call__(self, x: torch.Tensor, state: MultipoleState,
+                 chunk: Chunk) -> Tuple[torch.Tensor, MultipoleState]:
+        """Attend from new tokens, and read them.
+
+        Args:
+            x (Tensor): ``[B, T, dim]``.
+            state (MultipoleState): Before; it is not changed.
+            chunk (Chunk): Where the tokens lie.
+
+        Returns:
+            tuple[Tensor, MultipoleState]: ``[B, T, dim]`` and the state
+            after.
+        """
+        attn = self.attn
+        qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+        qkv = qkv.to(state.near.dtype)
+        value = qkv[:, :, 2]  # [B, T, heads, head_dim]
+        pair = torch.stack([qkv[:, :, 1], value])
+        # Both in one go, as if the layer had twice the heads.
+        both = self._turn(qkv[:, :, :2].flatten(2, 3), chunk.at)
+        query, turned = both.chunk(2, dim=2)
+        tokens = torch.stack([turned, value])
+        plan = plan_of(self.geometry, chunk, state)
+        near = take_new(tokens, plan.near_at - chunk.begin[:, None],
+                        state.near, plan.near_at >= chunk.begin[:, None])
+        if chunk.within(attn.cell_size):
+            levels: Optional[List[torch.Tensor]] = None
+            seen = self._seen(state._replace(near=near), plan)
+            out, _ = attend(query, seen, plan.bias)
+        else:
+            out, lse, levels = self._attend_chunk(query, turned, pair, chunk)
+            if chunk.start:
+                seen = self._seen(state, plan)
+                before = attend(query, seen, plan.bias)
+                out, _ = merge([out, before[0]],
+                               [lse.to(before[1]), before[1]])
+        state = self._read(pair, levels, state._replace(near=near), chunk)
+        return attn.proj(out.to(x.dtype).flatten(2)), state
+
+    def _turn(self, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Rotate ``[B, S, heads, head_dim]`` to positions ``[B, S]``."""
+        if not self.attn.positions:
+            return x
+        return rotate(x, at, self.attn.rotary_base)
+
+    def _seen(self, state: MultipoleState, plan: Plan) -> torch.Tensor:
+        """Keys and values of the state, ``[2, B, S, heads, head_dim]``."""
+        cells = torch.cat([state.far.flatten(2, 4),
+                           state.top.flatten(2, 3)],
+                          dim=2)
+        if not cells.shape[2]:
+            return state.near
+        cells = torch.stack([self._turn(cells[0], plan.centres), cells[1]])
+        return torch.cat([state.near, cells], dim=2)
+
+    def _attend_chunk(
+            self, query: torch.Tensor, key: torch.Tensor, pair: torch.Tensor,
+            chunk: Chunk
+    ) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
+        """Attention of a chunk to itself, and its summaries.
+
+        Args:
+            query, key (Tensor): Rotated, ``[B, T, heads, head_dim]``.
+            pair (Tensor): Keys, not rotated, and values.
+            chunk (Chunk): Begins with a leaf cell.
+
+        Returns:
+            tuple: Output and lse of the op, and per level summaries ``[2, B,
+            cells, rank, heads, head_dim]``, keys not rotated, up to the
+            highest level on which the chunk may end a cell of its own.
+        """
+        attn, length = self.attn, chunk.length
+        whole = (length // attn.cell_size).bit_length()
+        needed = auto_num_levels((length, ), attn.cell_size)
+        limit = self.geometry.limit
+        if limit is not None:
+            whole, needed = min(whole, limit), min(needed, limit)
+        tree = Hierarchy((length, ), attn.cell_size, max(whole, needed),
+                         attn.rank, True)
+        keys, values = (form(x, tree)
+                        for form, x in zip(self.forms, pair.unbind()))
+        turned = keys[:needed]
+        if attn.positions:
+            turned = [
+                rotate(
+                    x,
+                    attn.summary_positions(tree, level, x.device) +
+                    chunk.start, attn.rotary_base)
+                for level, x in enumerate(turned, 1)
+            ]
+        out, lse = fma1d(
+            query,
+            key,
+            pair[1],
+            cell_size=attn.cell_size,
+            num_levels=needed,
+            rank=attn.rank,
+            key_summaries=turned,
+            value_summaries=values[:needed],
+            causal=True,
+            mass=attn.mass,
+            backend=attn.backend,
+            return_lse=True)
+        levels = [torch.stack(both) for both in zip(keys, values)]
+        return out, lse, levels[:whole]
+
+    # ------------------------------------------------------------- reading
+    def _read(self, pair: torch.Tensor, levels: Optional[List[torch.Tensor]],
+              state: MultipoleState, chunk: Chunk) -> MultipoleState:
+        """Bring sums, far and top up to date.
+
+        Args:
+            pair (Tensor): Keys, not rotated, and values, ``[2, B, T, heads,
+                head_dim]``.
+            levels (list[Tensor], optional): From :meth:`_attend_chunk`; None
+                for tokens inside one leaf cell.
+            state (MultipoleState): Before.
+            chunk (Chunk): Where the tokens lie.
+        """
+        ended, sums = [], []
+        for level in range(1, state.sums.shape[2] + 1):
+            cell, total = add_tokens(pair, state.sums[:, :, level - 1],
+                                     self.geometry.width(level),
+                                     self._taps(level), chunk)
+            ended.append(cell)
+            sums.append(total)
+        state = state._replace(sums=torch.stack(sums, dim=2))
+        level, new = 1, None
+        while chunk.crosses(self.geometry.width(level)):
+            if levels is not None and level <= len(levels):
+                # Cells that the chunk alone fills; a ragged one is unfinished.
+                new = levels[level - 1][:, :, :chunk.length //
+                                        self.geometry.width(level)]
+            elif level <= len(ended):
+                new = ended[level - 1][:, :, None].to(pair.dtype)
+            else:
+                new = self._join(new, state, level, chunk)
+            state = self._keep(new, state, level, chunk)
+            if self.geometry.is_top(level):
+                break
+            level += 1
+        return state
+
+    def _taps(self, level: int) -> Optional[List[torch.Tensor]]:
+        """Weights of the tokens of a cell, for keys and for values."""
+        if self.direct:
+            return [form.delta[level - 1] for form in self.forms]
+        if not self.forms[0].learned:
+            return None
+        return [form.delta_cell for form in self.forms]
+
+    def _join(self, child: torch.Tensor, state: MultipoleState, level: int,
+              chunk: Chunk) -> torch.Tensor:
+        """Parents whose odd child ``[2, B, 1, ...]`` is finished now."""
+        begin = chunk.begin // self.geometry.width(level - 1)  # the odd child
+        slot = (begin - 1).clamp(min=0) // 2 % 2
+        rows = torch.arange(len(slot), device=slot.device)
+        even = state.far[:, rows, level - 2, slot]  # [2, B, rank, heads, D]
+        both = torch.cat([even, child[:, :, 0]], dim=2)
+        # The 2 rank sub-cells of the children, by parent's sub-cell.
+        both = both.unflatten(2, (self.attn.rank, 2))
+        if not self.forms[0].learned:
+            return both.mean(3).unsqueeze(2)
+        mass = torch.ones(2, device=child.device)
+        return torch.stack([
+            form.step(x, mass, level - 1) for form, x in zip(self.forms, both)
+        ]).unsqueeze(2)
+
+    def _keep(self, new: torch.Tensor, state: MultipoleState, level: int,
+              chunk: Chunk) -> MultipoleState:
+        """Put finished cells ``[2, B, cells, ...]`` into their slots."""
+        width = self.geometry.width(level)
+        first = (chunk.begin // width)[:, None]
+        done = chunk.end // width
+        if self.geometry.is_top(level):
+            top = grown(state.top, max(chunk.ends) // width)
+            cell = torch.arange(top.shape[2], device=done.device)[None]
+            take = (cell >= first) & (cell < done[:, None])
+            return state._replace(top=take_new(new, cell - first, top, take))
+        far = grown(state.far, level)
+        cell = held_cells(done)  # [B, 3]
+        slots = take_new(new, cell - first, far[:, :, level - 1], cell
+                         >= first)
+        parts = (far[:, :, :level - 1], slots.unsqueeze(2), far[:, :, level:])
+        return state._replace(far=torch.cat(parts, dim=2))

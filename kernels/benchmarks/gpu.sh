@@ -2,7 +2,8 @@
 # Correctness, speed and memory on a GPU, in under ten minutes on an H200.
 #
 #   kernels/benchmarks/gpu.sh [OUT]     results go to OUT (benchmarks/results)
-#   REHEARSE=1 kernels/benchmarks/gpu.sh   the same on a CPU, tiny, 1.5 minutes
+#   REHEARSE=1 kernels/benchmarks/gpu.sh   the same on a CPU, tiny: about
+#       three minutes; needs PYTHON= where python3 has no torch
 #
 #   PYTHON    interpreter (python3)      BACKEND  of the op (triton)
 #   PARTS     some of the parts          SEED     of all inputs (drawn)

@@ -3,16 +3,17 @@
 The reference is the blocked PyTorch backend in float64 on the very numbers
 that the op is given; that backend in turn is compared with the dense oracle.
 """
+import time
 from argparse import Namespace
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from gpu_common import Case, Recorder, attempt, inputs, synchronize
-from gpu_ops import attention
+from gpu_ops import attention, fma_options
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from fma_kernels import Hierarchy
+from fma_kernels import Hierarchy, explain_backend
 
 # Of the norm of the reference: results are rounded once, and operands of the
 # products too; gradients pass through two such products.
@@ -42,7 +43,12 @@ TINY = [
     ((37, 53), 4, 2, 32, 1, dict(mask=True)),
     ((32, 32), 4, 2, 32, 2, dict(rank=2)),
     ((700, ), 64, 2, 64, 1, dict(causal=True)),
+    ((37, 53), 8, 1, 32, 1, dict(dropout_p=0.1, dropout_seed=7)),
+    ((37, 53), 8, 2, 32, 1, dict(dtype='float32')),
 ]
+# A target in itself: run once, with nothing to compare it with.
+LARGEST = Case((2**20, ), (128, ), 16, 64, 1, causal=True)
+TINY_LARGEST = Case((700, ), (64, ), 2, 64, 1, causal=True)
 
 
 def poison(nbytes: int, device: str) -> None:
@@ -185,6 +191,8 @@ def one_row(entry: Tuple, args: Namespace) -> Dict[str, Any]:
     case = Case(shape, (cell, ), heads, head_dim, batch)
     extra = dict(extra)
     masked = extra.pop('mask', False)
+    dtype = extra.pop('dtype', args.dtype)
+    args = Namespace(**dict(vars(args), dtype=dtype))
     options = dict(extra, cell_size=cell, backend=args.backend)
     tensors = inputs(case, args, 4)
     grad = tensors.pop()
@@ -194,7 +202,7 @@ def one_row(entry: Tuple, args: Namespace) -> Dict[str, Any]:
         heads=heads,
         head_dim=head_dim,
         batch=batch,
-        options=dict(extra, mask=masked))
+        options=dict(extra, mask=masked, dtype=dtype))
     if masked:
         real = torch.rand(batch, *shape, device=args.device) < 0.7
         options['key_mask'] = real
@@ -202,6 +210,35 @@ def one_row(entry: Tuple, args: Namespace) -> Dict[str, Any]:
     if not (masked or 'dropout_p' in extra):
         row['exactness'] = exactness(tensors, options, args)
     return row
+
+
+def one_run(case: Case, args: Namespace) -> Dict[str, Any]:
+    """Forward and backward of one size, once, and seconds with compilation.
+
+    Raises:
+        ArithmeticError: if a number is not finite.
+    """
+    tensors = inputs(case, args, 4)
+    grad = tensors.pop()
+    synchronize(args.device)
+    start = time.perf_counter()
+    found = run(tensors, grad, fma_options(case, case.cells[0], args.backend))
+    synchronize(args.device)
+    seconds = time.perf_counter() - start
+    for name, x in found.items():
+        if not torch.isfinite(x).all():
+            raise ArithmeticError(f'{name} is not finite')
+    return dict(first_seconds=seconds)
+
+
+def explain(device: str) -> Dict[str, str]:
+    """Which backend ``'auto'`` takes for images there, and why."""
+    return {
+        str(dtype).partition('.')[2]:
+        explain_backend(
+            torch.empty(1, 16, 16, 2, 32, dtype=dtype, device=device))
+        for dtype in (torch.bfloat16, torch.float64)
+    }
 
 
 def oracle(args: Namespace) -> Dict[str, float]:
@@ -227,6 +264,10 @@ def oracle(args: Namespace) -> Dict[str, float]:
 
 def part(recorder: Recorder, args: Namespace) -> bool:
     """Checks all entries; returns whether the op was right in each."""
+    backends = explain(args.device)
+    for dtype, lines in backends.items():
+        print(f"'auto' for {dtype} on {args.device}:\n{lines}")
+    recorder.set(backends=backends)
     recorder.set(reference=oracle(args))
     good = True
     for entry in TINY if args.tiny else FULL:
@@ -243,4 +284,15 @@ def part(recorder: Recorder, args: Namespace) -> bool:
             good &= bool(late) or 'cannot run' in reason
         recorder.add(row)
         print('check', {k: v for k, v in row.items() if k != 'heads'})
+    case = TINY_LARGEST if args.tiny else LARGEST
+    late = recorder.late()
+    found, reason = (None, late) if late else attempt(
+        lambda: one_run(case, args), args.device)
+    row = dict(
+        case.describe(),
+        cell_size=case.cells[0],
+        **found or dict(reason=reason))
+    good &= not reason or bool(late) or 'cannot run' in reason
+    recorder.add(row)
+    print('check, once', row)
     return good and any('errors' in row for row in recorder.rows())

@@ -250,10 +250,13 @@ class Recorder:
         part['finished'] = finished
         write_json(self.path, self.found)
 
+    def left(self) -> float:
+        """Seconds of the part's budget that are left."""
+        return self.args.budget - (time.perf_counter() - self.begin)
+
     def late(self) -> Optional[str]:
         """The reason to leave out what is left of a part, or None."""
-        spent = time.perf_counter() - self.begin
-        if spent <= self.args.budget:
+        if self.left() >= 0:
             return None
         return f'left out: the part had used its {self.args.budget:.0f} s'
 

@@ -3,14 +3,17 @@
 All take query, key and value heads-last, ``[B, *grid, heads, head_dim]``,
 and return the output likewise; each gets what it needs as views.
 """
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
+from unittest import mock
 
 import torch
 from gpu_common import Call, Case
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from fma_kernels import fma1d, fma2d
+from fma_kernels.backends import load
 
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -25,8 +28,30 @@ def fma_options(case: Case, cell: int, backend: str) -> Dict[str, Any]:
     return dict(cell_size=cell, backend=backend, **causal)
 
 
+def sdpa_choice(device: str, dtype: torch.dtype) -> str:
+    """The kernel that ``sdpa`` is timed with, by its name in PyTorch."""
+    # On a CPU PyTorch chooses; FlashAttention takes 16 bits only.
+    if torch.device(device).type == 'cuda' and dtype.itemsize == 2:
+        return SDPBackend.FLASH_ATTENTION.name
+    return 'chosen by PyTorch'
+
+
 def sdpa(case: Case) -> Op:
-    """PyTorch's attention over all tokens, in and out heads-last."""
+    """PyTorch's attention over all tokens, by ``sdpa_choice``'s kernel."""
+    plain = _sdpa(case)
+
+    def op(*tensors: Tensor) -> Tensor:
+        name = sdpa_choice(tensors[0].device, tensors[0].dtype)
+        if name not in SDPBackend.__members__:
+            return plain(*tensors)
+        with sdpa_kernel(SDPBackend.__members__[name]):
+            return plain(*tensors)
+
+    return op
+
+
+def _sdpa(case: Case) -> Op:
+    """Attention over all tokens, in and out heads-last."""
 
     def op(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         heads_first = (
@@ -39,14 +64,30 @@ def sdpa(case: Case) -> Op:
 
 def sdpa_cudnn(case: Case) -> Op:
     """The same through cuDNN, which PyTorch does not choose by itself."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    plain = sdpa(case)
+    plain = _sdpa(case)
 
     def op(*tensors: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return plain(*tensors)
 
     return op
+
+
+def flex_kernel(case: Case, cell: int,
+                tensors: List[Tensor]) -> Tuple[Op, List[Tensor]]:
+    """The compiled flex_attention of the flex backend, and nothing around it.
+
+    Returns:
+        The op, heads-first, and what the backend calls it with: query, key
+        and value in its order, with the summaries behind the tokens.
+    """
+    module = load('flex')
+    with mock.patch.object(
+            module, '_attend', wraps=module._attend) as attend, \
+            torch.no_grad():
+        attention(*tensors, **fma_options(case, cell, 'flex'))
+    ordered, others = attend.call_args.args[:3], attend.call_args.args[3:]
+    return lambda *x: module._attend(*x, *others)[0], list(ordered)
 
 
 def windows(case: Case, side: int = 8) -> Op:

@@ -25,15 +25,17 @@ def part(recorder: Recorder, args: Namespace) -> bool:
         elif reason := recorder.late():
             row['reason'] = reason
         else:
-            row.update(_sanitize(program, tool, recorder.path.parent, args))
+            row.update(
+                _sanitize(program, tool, recorder.path.parent, args,
+                          recorder.left() / 2))
             good &= row['status'] == 0
         recorder.add(row)
         print('sanitize', row)
     return good
 
 
-def _sanitize(program: str, tool: str, folder: Path,
-              args: Namespace) -> Dict[str, Any]:
+def _sanitize(program: str, tool: str, folder: Path, args: Namespace,
+              seconds: float) -> Dict[str, Any]:
     script = str(Path(__file__).with_name('gpu.py'))
     # Every tensor its own allocation, so that a step beyond one is seen.
     environment = dict(os.environ, PYTORCH_NO_CUDA_MEMORY_CACHING='1')
@@ -50,10 +52,10 @@ def _sanitize(program: str, tool: str, folder: Path,
             env=environment,
             capture_output=True,
             text=True,
-            timeout=args.budget)
+            timeout=seconds)
         text, status = done.stdout + done.stderr, done.returncode
     except subprocess.TimeoutExpired:
-        text, status = f'took more than {args.budget:.0f} s', None
+        text, status = f'took more than {seconds:.0f} s', None
     shutil.rmtree(out, ignore_errors=True)
     lines = [line for line in text.splitlines() if '=====' in line] or [text]
     return dict(status=status, summary=lines[-1][-300:])

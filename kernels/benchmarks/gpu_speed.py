@@ -5,14 +5,16 @@ the pairs of the definition (``Hierarchy``), never padded ones, and the
 backward pass as 2.5 times the forward pass.
 """
 from argparse import Namespace
-from typing import Any, Dict
+from typing import Any, Dict, List, Tuple
 
+import torch
 from gpu_check import check, picked_heads, reference
-from gpu_common import (Case, Recorder, attempt, inputs, machine_rates,
+from gpu_common import (DTYPES, Case, Recorder, attempt, inputs, machine_rates,
                         time_in_turns)
-from gpu_ops import (Op, attention, fma_options, inference, natten, sdpa,
-                     sdpa_cudnn, training, windows)
+from gpu_ops import (Op, attention, flex_kernel, fma_options, inference,
+                     natten, sdpa, sdpa_choice, sdpa_cudnn, training, windows)
 from gpu_targets import derive
+from torch import Tensor
 
 from fma_kernels import Hierarchy
 
@@ -35,6 +37,10 @@ TINY_2D = [
     Case((24, 24), (8, 4), 2, 32, 2),
     Case((40, 40), (8, 4), 2, 32, 1, flex=False)
 ]
+NOTES = dict(
+    flex='the whole backend, its reordering of tokens and pooling included: '
+    'the ratio to it flatters FMA',
+    flex_kernel='the compiled flex_attention alone, on tokens in its order')
 TINY_1D = [Case((600, ), (128, 64), 2, 64, 2, True)]
 
 
@@ -96,6 +102,11 @@ class Size:
             else:
                 self.ops[f'natten-{cell}'] = op
         self.check()
+        # Query, key, value and gradient of what takes them otherwise.
+        self.ordered: Dict[str, Tuple[List[Tensor], Tensor]] = {}
+        for cell in case.cells:
+            if f'flex-{cell}' in self.ops:
+                self.add_flex_kernel(cell)
 
     def check(self) -> None:
         """What is not right is not timed."""
@@ -119,10 +130,21 @@ class Size:
                     self.reasons[key] = reason
                     del self.ops[key]
 
+    def add_flex_kernel(self, cell: int) -> None:
+        name = f'flex_kernel-{cell}'
+        found, reason = attempt(
+            lambda: flex_kernel(self.case, cell, self.tensors),
+            self.args.device)
+        if reason:
+            self.reasons[name] = reason
+            return
+        self.ops[name], ordered = found
+        self.ordered[name] = ordered, torch.randn_like(ordered[0])
+
     def flops(self, name: str) -> float:
         """Of a forward pass; what is not counted grows with the tokens."""
         kind, _, cell = name.partition('-')
-        if kind in ('fma', 'flex'):
+        if kind in ('fma', 'flex', 'flex_kernel'):
             return self.hierarchies[int(cell)].flops(self.case.heads,
                                                      self.case.head_dim,
                                                      self.case.batch)
@@ -132,12 +154,12 @@ class Size:
 
     def measure(self, mode: str) -> Dict[str, Any]:
         """Times all in turns: seconds, or the reason why there are none."""
-        calls = {
-            name:
-            (inference(op, self.tensors) if mode == 'forward' else training(
-                op, self.tensors, self.grad))
-            for name, op in self.ops.items()
-        }
+        calls = {}
+        for name, op in self.ops.items():
+            tensors, grad = self.ordered.get(name, (self.tensors, self.grad))
+            calls[name] = (
+                inference(op, tensors) if mode == 'forward' else training(
+                    op, tensors, grad))
         expected = {
             name: self.pace.get((mode, name), 0) * self.flops(name)
             for name in calls
@@ -171,6 +193,10 @@ class Size:
                                     self.tensors[0].element_size()),
             input_bytes=3 * self.tensors[0].nbytes,
             errors=mine(self.errors),
+            notes=NOTES,
+            sdpa_kernels=dict(
+                sdpa=sdpa_choice(self.args.device, DTYPES[self.args.dtype]),
+                sdpa_cudnn='CUDNN_ATTENTION'),
             times={
                 mode: mine(times)
                 for mode, times in found.items()

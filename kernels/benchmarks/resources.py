@@ -33,7 +33,10 @@ DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 
 
 class Case(NamedTuple):
-    """A geometry and a shape of heads; ``masked`` also turns dropout on."""
+    """A geometry and a shape of heads.
+
+    ``masked`` also turns dropout on; ``wide`` takes 64-bit offsets.
+    """
     name: str
     shape: Tuple[int, ...]
     cell_size: int
@@ -44,6 +47,7 @@ class Case(NamedTuple):
     causal: bool = False
     masked: bool = False
     heads: int = 3
+    wide: bool = False
 
 
 def cases(dims=(32, 64, 128), dtypes=('bf16', 'fp32')) -> List[Case]:
@@ -68,6 +72,8 @@ def cases(dims=(32, 64, 128), dtypes=('bf16', 'fp32')) -> List[Case]:
         # Sizes of 1 become constants of a kernel.
         Case('2D one head', (14, 14), 4, 32, 'bf16', heads=1),
         Case('1D one head', (150, ), 64, 64, 'bf16', masked=True, heads=1),
+        Case('2D wide', (56, 56), 8, 32, 'bf16', wide=True),
+        Case('1D wide', (4096, ), 128, 64, 'bf16', causal=True, wide=True),
         Case('1D masks', (4096, ), 128, 64, 'bf16', masked=True),
     ]
 
@@ -152,6 +158,10 @@ def launches(case: Case, target: int) -> List[Launch]:
     patches = [mock.patch.object(place, 'run', record) for place in places]
     patches.append(
         mock.patch.object(configs, 'capability', lambda device: target))
+    patches += [
+        mock.patch.object(place, 'wide', lambda *_: True)
+        for place in (keys, queries, summaries) if case.wide
+    ]
     for patch in patches:
         patch.start()
     try:

@@ -193,6 +193,8 @@ def refuse_triton(request: Request) -> Optional[str]:
     if request.device.type != 'cuda':
         if request.device.type != 'cpu' or not _INTERPRETED:
             return f'it needs a CUDA device, not {request.device}'
+    elif torch.version.hip:
+        return 'it is for NVIDIA GPUs'
     else:
         capability = _capability(request.device.index or 0)
         if capability < (7, 5):

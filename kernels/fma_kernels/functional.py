@@ -52,7 +52,7 @@ def _under_autocast(tensors: List[Optional[Tensor]]) -> List[Tensor]:
     """Inside ``torch.autocast``, inputs take its dtype as matmuls' do."""
     device = tensors[0].device.type if isinstance(tensors[0],
                                                   Tensor) else 'cpu'
-    if not torch.is_autocast_enabled(device):
+    if device == 'meta' or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [
@@ -143,8 +143,9 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
         # A tensor, so that a compiled graph draws anew at every call.
         device = query.device
         seed = (
-            torch.randint(0, 2**31 - 1, (), device=device) if dropout_seed
-            is None else torch.tensor(dropout_seed, device=device))
+            torch.randint(0, 2**31 - 1, (), device=device)
+            if dropout_seed is None else torch.full(
+                (), dropout_seed, dtype=torch.int64, device=device))
     return attention(query, key, value, *summaries, key_mask, seed, *sizes,
                      geometry.causal, mass, scale, float(dropout_p), backend)
 

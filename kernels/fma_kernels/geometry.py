@@ -101,6 +101,8 @@ class Hierarchy:
         object.__setattr__(self, 'shape', shape)
         for name in ('cell_size', 'rank'):
             value = _check_int(name, getattr(self, name), 1)
+            if value >= 2**31:
+                raise ValueError(f'{name} must be below 2 ** 31, got {value}')
             object.__setattr__(self, name, value)
         if self.cell_size % self.rank:
             raise ValueError(f'rank must divide cell_size={self.cell_size}, '

@@ -222,8 +222,10 @@ def packed_mass(hierarchy: Hierarchy,
 @lru_cache(maxsize=64)
 def _packed_mass_of_grid(hierarchy: Hierarchy,
                          device: Optional[torch.device]) -> Tensor:
-    # Counted on the CPU and sent at once: many small steps.
-    return _packed(masses(hierarchy), hierarchy, device)
+    # Counted on the CPU and sent at once: many small steps. A table that
+    # outlives this call must not be one of inference mode.
+    with torch.inference_mode(False):
+        return _packed(masses(hierarchy), hierarchy, device)
 
 
 def _packed(levels: List[Tensor], hierarchy: Hierarchy,

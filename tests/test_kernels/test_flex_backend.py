@@ -235,6 +235,17 @@ def test_strided_inputs() -> None:
         assert_close(a, b)
 
 
+def test_inference_mode_first_then_training() -> None:
+    """The cached layout must not be a tensor of inference mode."""
+    from fma_kernels import fma2d
+    layout.cache_clear()
+    qkv = random_qkv((11, 13), dtype=torch.float32)
+    with torch.inference_mode():
+        fma2d(*qkv, cell_size=2, backend='flex')
+    out = fma2d(*qkv, cell_size=2, backend='flex')
+    torch.autograd.grad(out.sum(), qkv)
+
+
 def test_an_empty_batch() -> None:
     h = Hierarchy((9, 13), 2)
     inputs = list(random_qkv(h.shape, batch=0))

@@ -743,6 +743,48 @@ ROUNDING = {
 }
 
 
+def test_heads_that_lie_far_apart() -> None:
+    """Heads first, as SDPA has them: 2 ** 30 elements from head to head."""
+    try:
+        memory = torch.empty(2**31 + 2000, dtype=torch.float16, device=DEVICE)
+    except RuntimeError as error:
+        pytest.skip(f'no 4 GiB of address space: {error}')
+    x = memory.as_strided((1, 8, 3, 16), (0, 16, 2**30, 1))
+    x.copy_(torch.randn(x.shape))
+    alone = x.contiguous()
+    out = fma1d(x, x, x, cell_size=2, backend='triton')
+    assert torch.equal(
+        out, fma1d(alone, alone, alone, cell_size=2, backend='triton'))
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, 'fp32_precision'),
+    reason='an older PyTorch has one switch for tf32')
+def test_the_newer_switch_for_tf32() -> None:
+    """Reading the older switch after it would raise."""
+    code = ('import torch\n'
+            'from fma_kernels import fma1d\n'
+            'torch.backends.cuda.matmul.fp32_precision = "tf32"\n'
+            f'x = torch.randn(1, 9, 2, 16, device="{DEVICE}")\n'
+            'fma1d(x, x, x, cell_size=2, backend="triton")\n')
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_a_length_within_the_same_cells_is_the_same_kernel() -> None:
+    from fma_kernels.backends.triton.plan import plan
+    plans = [plan(Hierarchy((n, ), 128, causal=True)) for n in (130, 139, 256)]
+    assert len({(p.tile, p.window) for p in plans}) == 1
+    images = [plan(Hierarchy((n, n + 1), 8)) for n in (9, 12)]
+    assert len({(p.tile, p.window) for p in images}) == 1
+
+
+def test_a_long_top_list_has_few_partial_sums() -> None:
+    from fma_kernels.backends.triton.summaries import range_of_top
+    h = Hierarchy((2**20, ), 128, 1, causal=True)
+    ranges = range_of_top(h, 16, torch.device('cpu'))
+    assert ranges.slots <= 16 * h.num_summaries
+
+
 def on_gpu(shape, heads, head_dim, dtype, batch=1) -> List[Tensor]:
     """Query, key and value as views of one projection."""
     qkv = torch.randn(

@@ -44,10 +44,14 @@ def gpu(module, monkeypatch):
     monkeypatch.setattr(speed, 'TINY_1D',
                         [case((96, ), (16, 8), 1, 8, 1, True, False)])
     monkeypatch.setattr(profile, 'TINY', [case((16, 16), (4, ), 1, 8, 1)])
+    check = module('gpu_check')
     monkeypatch.setattr(
-        module('gpu_check'), 'TINY', [((16, 19), 4, 2, 8, 1, {}),
-                                      ((16, 16), 4, 1, 8, 2, dict(mask=True)),
-                                      ((90, ), 8, 1, 8, 1, dict(causal=True))])
+        check, 'TINY',
+        [((16, 19), 4, 2, 8, 1, {}), ((16, 16), 4, 1, 8, 2, dict(mask=True)),
+         ((90, ), 8, 1, 8, 1, dict(causal=True, dtype='float32')),
+         ((16, 19), 4, 1, 8, 1, dict(dropout_p=0.1, dropout_seed=7))])
+    monkeypatch.setattr(check, 'TINY_LARGEST',
+                        case((90, ), (8, ), 1, 8, 1, True))
     return module('gpu')
 
 
@@ -75,8 +79,11 @@ def test_parts_run_and_record(gpu, module, tmp_path, capsys, load_script,
         assert part['environment']['seed'] == 3
         assert part['environment']['commit']['hash']
         assert part['environment']['packages']['torch'] == torch.__version__
-    assert all(
-        max(r['errors'].values()) < 0.02 for r in found['check']['rows'])
+    *rows, largest = found['check']['rows']
+    assert all(max(r['errors'].values()) < 0.02 for r in rows)
+    assert largest['first_seconds'] > 0
+    backends = found['check']['setting']['backends']
+    assert all('torch: chosen' in backends[x] for x in ('bfloat16', 'float64'))
     assert [r['cell_size'] for r in found['op2d']['rows']] == [4, 2]
     for row in found['op2d']['rows'] + found['op1d']['rows']:
         geometry = Hierarchy(
@@ -85,6 +92,8 @@ def test_parts_run_and_record(gpu, module, tmp_path, capsys, load_script,
         assert row['flops'] == geometry.flops(1, 8, row['batch'])
         times = row['times']['training']
         assert times['fma']['median'] > 0 and times['fma']['peak_bytes'] > 0
+        assert row['sdpa_kernels']['sdpa'] == 'chosen by PyTorch'
+        assert 'flatters FMA' in row['notes']['flex']
         # What cannot run here says why, and costs nothing else.
         assert 'left out' in times['flex']
         assert 'natten' in times['natten'].lower()
@@ -94,7 +103,8 @@ def test_parts_run_and_record(gpu, module, tmp_path, capsys, load_script,
     assert found['profile']['rows'][0]['training']
     assert 'not run' in found['profile']['rows'][0]['ncu']
     printed = capsys.readouterr().out
-    assert 'check: 3 of 3 passed' in printed
+    assert 'check: 5 of 5 passed' in printed
+    assert backends['float64'] in printed
     assert 'not measured' in printed
     assert (tmp_path / 'summary_gpu.txt').read_text() in printed
 
@@ -140,7 +150,9 @@ def test_a_wrong_op_is_not_timed(gpu, module, tmp_path, monkeypatch):
     ])
     assert status == 1
     found = read(tmp_path)
-    assert all('off by' in row['reason'] for row in found['check']['rows'])
+    *rows, largest = found['check']['rows']
+    assert all('off by' in row['reason'] for row in rows)
+    assert 'reason' not in largest  # nothing to compare it with
     for row in found['op2d']['rows']:
         assert 'off by' in row['times']['forward']['fma']
         assert row['times']['forward']['sdpa']['median'] > 0
@@ -193,6 +205,21 @@ def test_competitors(module):
     assert case.full_flops == 4 * 8 * 2 * 3 * 128**2
     causal = common.Case((16, ), (4, ), 1, 8, 1, True)
     assert causal.full_flops == 4 * 8 * 16 * 17 // 2
+
+
+def test_flex_kernel_is_what_the_backend_calls(module):
+    ops, common = module('gpu_ops'), module('gpu_common')
+    case = common.Case((16, 16), (4, ), 1, 8, 1)
+    leaves = [torch.randn(1, 16, 16, 1, 8) for _ in range(3)]
+    leaves = [x.requires_grad_() for x in leaves]
+    with pytest.MonkeyPatch.context() as patch:
+        flex = ops.load('flex')  # the dense form: nothing to compile
+        patch.setattr(flex, '_attend', lambda *x: flex._dense(*x[:6]))
+        op, ordered = ops.flex_kernel(case, 4, leaves)
+        out = op(*ordered)
+    places = flex.layout(Hierarchy((16, 16), 4), out.device).query_places
+    out = out.transpose(1, 2)[:, places].unflatten(1, (16, 16))
+    torch.testing.assert_close(out, fma2d(*leaves, cell_size=4))
 
 
 def test_time_in_turns(module, args):
@@ -305,6 +332,48 @@ def test_targets(module):
         'missed at 1 of 1, by up to 8%')
     assert verdict('op2d forward: faster than flex') == 'not measured'
     assert verdict('1 M causal') == 'not measured'
+
+    # The faster of two is what a ratio is of, and is named.
+    more = dict(row, sdpa_kernels=dict(sdpa='FLASH_ATTENTION'), times={})
+    for mode, times in row['times'].items():
+        more['times'][mode] = dict(
+            times,
+            sdpa_cudnn=time(40e-3, 0),
+            flex=time(9e-3, 0),
+            flex_kernel=time(1.4e-3, 0))
+    found = targets.derive(more, machine)
+    assert found['share_of_sdpa']['forward'] == pytest.approx(0.5)
+    assert found['fastest_sdpa'] == dict(
+        forward='sdpa_cudnn',
+        training='sdpa_cudnn',
+        backward='FLASH_ATTENTION')
+    lines = targets.summary(dict(op2d=dict(part, rows=[dict(more, **found)])))
+    assert verdict('op2d forward: faster than flex') == (
+        'missed at 1 of 1, by up to 7%')
+    assert any('cell 8, its kernel alone' in line for line in lines)
+    assert any('cell 8, sdpa_cudnn' in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    'reason, verdict',
+    [('out of memory', 'missed: out of memory'),
+     ('left out: the part had used its 9 s', 'not measured (left out')])
+def test_the_largest_must_run(module, reason, verdict):
+    targets = module('gpu_targets')
+    target, = (t for t in targets.TARGETS if t.must_run)
+    size = dict(shape=[2**20], causal=True, batch=1, cell_size=128)
+    for row in (dict(size, reason=reason),
+                dict(size, times=dict(training=dict(fma=reason)))):
+        line = targets.judge(target, dict(op1d=dict(rows=[row])))
+        assert line.startswith(verdict)
+    runs = dict(
+        size, times=dict(training=dict(fma=dict(median=1., peak_bytes=0))))
+    # The part broke off before it, or after it.
+    lost = dict(reason='failed: RuntimeError')
+    line = targets.judge(target, dict(op1d=dict(rows=[lost])))
+    assert line.startswith('missed: failed: RuntimeError')
+    line = targets.judge(target, dict(op1d=dict(rows=[runs, lost])))
+    assert line.startswith('reached')
 
 
 def test_models(gpu, module, tmp_path, monkeypatch, capsys, load_script):

@@ -303,6 +303,7 @@ def _mask_mod(points: List[Tensor], boxes: List[List[Tensor]]) -> Callable:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # it outlives this call, and is saved
 def layout(hierarchy: Hierarchy, device: torch.device) -> Layout:
     """Order and block mask of a hierarchy on a device (cached).
 

@@ -389,16 +389,15 @@ def backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
         # lse adds w * grad_lse.
         delta = slab.cut(grad_out).to(problem.acc) * slab.cut(out)
         delta = delta.sum(-1, keepdim=True) - slab.cut(grad_lse[..., None])
-        _backward(problem, slab.cut(grad_out), delta,
-                  slab.cut(lse[..., None]), [slab.cut(x) for x in grads])
+        _backward(problem, slab.cut(grad_out), delta, slab.cut(lse[..., None]),
+                  [slab.cut(x) for x in grads])
     return grads
 
 
 def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
          hierarchy: Hierarchy) -> Tensor:
     """Averages over real tokens, packed ``[B, M, heads, D]``."""
-    return pack(
-        average_pyramid(x, hierarchy, key_mask, mass), hierarchy.ndim)
+    return pack(average_pyramid(x, hierarchy, key_mask, mass), hierarchy.ndim)
 
 
 def pool_backward(grad: Tensor, key_mask: Optional[Tensor], mass: Tensor,

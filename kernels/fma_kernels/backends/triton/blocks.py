@@ -46,9 +46,11 @@ def store_rows(rows, x, valid, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 @triton.jit
 def local_offset(y, x, stride_y, stride_x, WIDE: tl.constexpr):
     """Offsets within a box of tokens: 32 bits where they are enough."""
-    if WIDE:
-        return token_offset(y, x, stride_y, stride_x)
-    return y * stride_y + x * stride_x
+    if WIDE:  # one return: both branches are typed
+        offset = token_offset(y, x, stride_y, stride_x)
+    else:
+        offset = y * stride_y + x * stride_x
+    return offset
 
 
 @triton.jit

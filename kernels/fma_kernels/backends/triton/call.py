@@ -74,6 +74,14 @@ def wide(box: Tuple[int, int], *tensors: Tensor) -> bool:
     return False
 
 
+def _allows_tf32() -> bool:
+    """float32 is IEEE unless the user told PyTorch otherwise."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, 'fp32_precision'):  # newer than allow_tf32
+        return matmul.fp32_precision == 'tf32'
+    return matmul.allow_tf32
+
+
 def _bias(mass: Tensor, use_mass: bool) -> Tensor:
     """float32 log2(mass) (or 0) of summaries; -inf where nothing is real."""
     bias = mass.to(torch.float32).log2()
@@ -83,7 +91,8 @@ def _bias(mass: Tensor, use_mass: bool) -> Tensor:
 @lru_cache(maxsize=64)
 def _grid_bias(hierarchy: Hierarchy, use_mass: bool,
                device: torch.device) -> Tensor:
-    return _bias(packed_mass(hierarchy, device=device), use_mass)
+    # On the CPU, then sent: complete wherever it is read first.
+    return _bias(packed_mass(hierarchy), use_mass).to(device)
 
 
 class Call:
@@ -141,9 +150,7 @@ class Call:
             threshold=int(dropout_p * 2.0**32),
             keep_scale=1 / (1 - dropout_p),
             DROPOUT=dropout_p > 0,
-            # float32 is IEEE unless the user told PyTorch otherwise.
-            PRECISION=('ieee' if torch.get_float32_matmul_precision()
-                       == 'highest' else 'tf32'),
+            PRECISION='tf32' if self.work.wide and _allows_tf32() else 'ieee',
             UPCAST=INTERPRETED and query.dtype == torch.bfloat16)
 
     def programs(self, block: int) -> int:

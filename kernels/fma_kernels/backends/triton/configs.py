@@ -176,6 +176,10 @@ def tuned(kernel, config: tuple):
         options['cache_results'] = True
     search = triton.autotune(
         configs=neighbours(dict(config)),
-        key=['height', 'width', 'heads', 'DIM'],
+        # All that makes another kernel of it, or another load.
+        key=[
+            'height', 'width', 'heads', 'DIM', 'NDIM', 'CELL', 'PARTS',
+            'CAUSAL', 'MASKED', 'DROPOUT', 'TOP', 'BACKWARD', 'PRECISION'
+        ],
         **options)
     return search(kernel)

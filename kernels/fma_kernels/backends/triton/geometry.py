@@ -13,7 +13,8 @@ def locate(program, heads, tiles_y, tiles_x, BLOCKS: tl.constexpr):
 
     The heads of a tile run side by side: their rows share cache lines.
     """
-    head = program % heads
+    # 64 bits: heads may lie far apart.
+    head = (program % heads).to(tl.int64)
     program = program // heads
     block = program % BLOCKS
     program = program // BLOCKS

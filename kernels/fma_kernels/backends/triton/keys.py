@@ -154,5 +154,5 @@ def near_slopes(call: Call, query: Tensor, key: Tensor, value: Tensor,
         **call.numbers,
         MARGIN_Y=p.query_margin[0],
         MARGIN_X=p.query_margin[1],
-        WIDE=wide(p.window, query, grad_out))
+        WIDE=wide(p.window, query, grad_out, logsum[..., None]))
     run(key_kernel, call.programs(config['BLOCK_N']), config, arguments)

@@ -77,7 +77,9 @@ def plan(hierarchy: Hierarchy) -> Plan:
     # other level (kernels/README.md, "How many levels").
     top = levels > 0 and levels < auto_num_levels(hierarchy.shape, cell)
     if levels == 0:
-        tile = window = (height, width)
+        # Whole cells, so that a new length need not be a new kernel.
+        rows = -(-height // cell) * cell if ndim == 2 else 1
+        tile = window = (rows, -(-width // cell) * cell)
         grouped, margin, query_margin = False, (0, 0), (0, 0)
     else:
         # A top list is that of a leaf where there is no other level.

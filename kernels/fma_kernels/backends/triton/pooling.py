@@ -32,7 +32,7 @@ def _locate(programs, channels, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _channel_offset(channel, stride_head, DIM: tl.constexpr):
-    return (channel // DIM) * stride_head + channel % DIM
+    return (channel // DIM).to(tl.int64) * stride_head + channel % DIM
 
 
 @triton.jit

@@ -26,6 +26,8 @@ from .geometry import (child_bit, far_bits, is_far, summary_at, top_summaries,
                        window_entry, window_length, window_place)
 from .plan import CHUNK, plan
 
+# Parts of the queries of a top level that lists its whole grid.
+TOP_CHUNKS = 16
 # Summaries that one program adds up.
 GATHER_BLOCK = 16
 
@@ -44,12 +46,12 @@ def summary_kernel(
         query, key_summaries, value_summaries, bias, levels, table, seed,
         logsum, grad_out, delta, partial_key, partial_value, q_batch, q_y, q_x,
         q_head, g_batch, g_y, g_x, g_head, bias_batch, summaries, slots,
-        programs, height, width, heads, num_levels, scale, threshold,
-        keep_scale, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr,
-        NDIM: tl.constexpr, CELL: tl.constexpr, PARTS: tl.constexpr,
-        CAUSAL: tl.constexpr, TOP: tl.constexpr, WIDE: tl.constexpr,
-        DROPOUT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+        programs, chunk_size, height, width, heads, num_levels, scale,
+        threshold, keep_scale, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, NDIM: tl.constexpr,
+        CELL: tl.constexpr, PARTS: tl.constexpr, CAUSAL: tl.constexpr,
+        TOP: tl.constexpr, WIDE: tl.constexpr, DROPOUT: tl.constexpr,
+        PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     """Partial sums over a chunk of queries.
 
     A row of ``table`` (int64 ``[levels, 6]``) holds a level's first program,
@@ -59,7 +61,7 @@ def summary_kernel(
     are float32 ``[B, heads, slots, D]``.
     """
     program = tl.program_id(0)
-    head = program % heads
+    head = (program % heads).to(tl.int64)
     batch = (program // heads // programs).to(tl.int64)
     program = program // heads % programs
     tokens = tl.cast(height, tl.int64) * width
@@ -118,7 +120,7 @@ def summary_kernel(
     stop = rows * side
     if TOP:
         stop = height * width
-    stop = tl.minimum((chunk + 1) * CHUNK, stop)
+    stop = tl.minimum((chunk + 1) * chunk_size, stop)
     query_range = (
         query + batch * q_batch + head * q_head +
         token_offset(first_y, first_x, q_y, q_x))
@@ -127,7 +129,7 @@ def summary_kernel(
         token_offset(first_y, first_x, g_y, g_x))
     first_row = (batch * tokens +
                  token_offset(first_y, first_x, width, 1)) * heads + head
-    for start in range(chunk * CHUNK, stop, BLOCK_M):
+    for start in range(chunk * chunk_size, stop, BLOCK_M):
         place = start + tl.arange(0, BLOCK_M)
         if TOP:
             y = place // width
@@ -180,7 +182,7 @@ def gather_kernel(partial_key, partial_value, levels, table, blocks_table,
     (int64 ``[levels]``) holds each level's first program.
     """
     program = tl.program_id(0)
-    head = program % heads
+    head = (program % heads).to(tl.int64)
     batch = (program // heads // programs).to(tl.int64)
     program = program // heads % programs
     level = _level_of(program, blocks_table, num_levels, 1)
@@ -231,25 +233,28 @@ class Ranges:
 
     Attributes:
         table: int64 ``[levels, 6]``, as :func:`summary_kernel` reads it.
+        chunk: queries of a program.
         programs: programs of an image and head.
         slots: rows of partial sums of an image and head.
     """
     table: Tensor
+    chunk: int
     programs: int
     slots: int
 
 
-def _table(rows: List[Tuple[int, ...]], listed: List[int],
+def _table(rows: List[Tuple[int, ...]], listed: List[int], chunk: int,
            device: torch.device) -> Ranges:
     """From (ranges, columns, side, tokens, blocks) and entries per level."""
     table, programs, slots = [], 0, 0
     for (ranges, columns, side, tokens, blocks), entries in zip(rows, listed):
-        chunks = -(-tokens // CHUNK)
+        chunks = -(-tokens // chunk)
         table.append((programs, slots, chunks, blocks, columns, side))
         programs += ranges * chunks * blocks
         slots += ranges * chunks * entries
     return Ranges(
-        torch.tensor(table, dtype=torch.int64, device=device), programs, slots)
+        torch.tensor(table, dtype=torch.int64, device=device), chunk, programs,
+        slots)
 
 
 @lru_cache(maxsize=256)
@@ -266,7 +271,7 @@ def ranges_of_levels(hierarchy: Hierarchy, block: int,
         tokens = prod(rows_of_range) * 2 * width
         rows.append((prod(parents), parents[-1], 2 * width, tokens,
                      -(-entries // block)))
-    return _table(rows, [entries] * len(rows), device)
+    return _table(rows, [entries] * len(rows), CHUNK, device)
 
 
 @lru_cache(maxsize=256)
@@ -276,7 +281,9 @@ def range_of_top(hierarchy: Hierarchy, block: int,
     entries = hierarchy.level_sizes[-1]
     row = (1, 1, hierarchy.widths[-1], hierarchy.num_tokens,
            -(-entries // block))
-    return _table([row], [entries], device)
+    # The list may be long: few chunks bound the partial sums.
+    chunk = max(CHUNK, -(-hierarchy.num_tokens // TOP_CHUNKS))
+    return _table([row], [entries], chunk, device)
 
 
 @lru_cache(maxsize=256)
@@ -309,8 +316,7 @@ def far_slopes(call: Call, query: Tensor, key_summaries: Tensor,
         **call.shape,
         **call.far,
         **call.numbers,
-        WIDE=wide((p.height, p.width), query, grad_out),
-        CHUNK=CHUNK)
+        WIDE=wide((p.height, p.width), query, grad_out, logsum[..., None]))
 
     def partial_sums(ranges: Ranges, levels: int, top: bool) -> Tensor:
         """float32 ``[2, B, heads, slots, D]``: of keys and of values."""
@@ -326,6 +332,7 @@ def far_slopes(call: Call, query: Tensor, key_summaries: Tensor,
                 table=ranges.table,
                 slots=ranges.slots,
                 programs=ranges.programs,
+                chunk_size=ranges.chunk,
                 num_levels=levels,
                 TOP=top,
                 **arguments))

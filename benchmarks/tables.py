@@ -238,8 +238,13 @@ def op_gpu_details() -> Optional[str]:
                 row['share_of_sdpa'].get(mode), row['roofline'].get(mode)
             ]
         faster, memory = row['faster_than'], row['memory_over_sdpa']
+        # Of flex_attention with all around it, and of its kernel alone.
+        rivals = [
+            faster.get('training', {}).get(name)
+            for name in ('flex', 'flex_kernel')
+        ]
         found += [
-            faster.get('training', {}).get('flex'),
+            min((x for x in rivals if x), default=None),
             faster.get('forward', {}).get('window'),
             memory.get('training', {}).get('beyond_inputs')
         ]

@@ -138,6 +138,8 @@ def summary_config(work: Work) -> Config:
         warps, queries = 4, 16
     elif large:
         warps, queries = 2, 16 if summaries == 32 else 32
+    elif work.dropout and work.dim > 32:
+        warps = 2
     queries = _power(4 * work.plan.cell**ndim, 16, queries)
     return dict(
         BLOCK_N=summaries,

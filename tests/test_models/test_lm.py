@@ -351,7 +351,7 @@ def test_task_learns_from_collated_windows(tmp_path):
     from fma_vision.registry import DATASETS, METRICS
     (tmp_path / 'text.txt').write_text('multipole ' * 200)
     options = dict(
-        type='TextDataset',
+        type='fma_vision.TextDataset',
         data_root=str(tmp_path),
         length=64,
         vocabulary='bytes')
@@ -361,7 +361,7 @@ def test_task_learns_from_collated_windows(tmp_path):
     for step in range(40):
         batch = default_collate([train[8 * step + i] for i in range(8)])
         logs = task.train_step(batch, wrapper)
-    metric = METRICS.build(dict(type='BitsPerCharacter'))
+    metric = METRICS.build(dict(type='fma_vision.BitsPerCharacter'))
     task.eval()
     for sample in valid:
         batch = default_collate([sample])

@@ -229,9 +229,11 @@ def fma1d(query: Tensor,
             sub-cell. Not with ``causal``.
         query_summaries: with ``pool_queries``, what asks instead of that
             mean; shaped as ``key_summaries``.
-        near_bias: ``[heads, 4 * cell_size - 1]``, by token offset.
+        near_bias: ``[heads, 4 * cell_size - 1]``, by token offset, key minus
+            query; any floating dtype. Added to logits, not scaled.
         far_bias: per level ``[heads, rank, 7]``, by cell offset clamped to
-            +-3.
+            +-3. Biases run on 'torch' and 'naive', with ``pool_queries`` on
+            'naive' alone.
         dropout_p: probability that a normalised weight is dropped; pooled
             queries drop one for all tokens of a sub-cell.
         dropout_seed: same seed, same decisions, in every backend; drawn
@@ -309,7 +311,8 @@ def fma2d(query: Tensor,
         mass, scale: see :func:`fma1d`.
         key_mask: bool ``[B, H, W]``, True = real.
         pool_queries, query_summaries: see :func:`fma1d`.
-        near_bias: ``[heads, (4 * cell_size - 1) ** 2]``.
+        near_bias: ``[heads, (4 * cell_size - 1) ** 2]``, offsets row by row;
+            see :func:`fma1d`.
         far_bias: per level ``[heads, rank ** 2, 49]``.
         dropout_p, dropout_seed, backend, return_lse: see :func:`fma1d`.
 

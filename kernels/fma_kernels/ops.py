@@ -94,20 +94,20 @@ def attention_backward(
     """
     inputs = query, key, value, key_summaries, value_summaries
     if not query.shape[0]:
-        return (*empty_grads(*inputs),
-                *(x.zero_()
-                  for x in _empty_bias_grads(query, near_bias, far_bias)))
+        tables = _empty_bias_grads(query, near_bias, far_bias)
+        return (*empty_grads(*inputs), *(x.zero_() for x in tables))
     geometry = _geometry(query.shape, cell_size, num_levels, rank, causal)
     biases = _given(near_bias, far_bias)
     grads = backends.load(backend).backward(
         grad_out, grad_lse, *inputs,
         packed_mass(geometry, key_mask, query.device), key_mask, geometry,
         use_mass, scale, dropout_p, seed, out, lse, **biases)
-    given = dict(zip(biases, grads[5:]))
+    found = dict(zip(biases, grads[5:]))
+    tables = (
+        found.get(name, query.new_empty(0))
+        for name in ('near_bias', 'far_bias'))
     # The compiler relies on the strides that the fake kernel promises.
-    return (*(grad.contiguous()
-              for grad in grads[:5]), *(given.get(name, query.new_empty(0))
-                                        for name in ('near_bias', 'far_bias')))
+    return (*(grad.contiguous() for grad in grads[:5]), *tables)
 
 
 def _empty_bias_grads(query: Tensor, *biases:

@@ -17,6 +17,8 @@ from .packing import Rows, Workspace, add_rows
 from .tiling import (Tiling, child_window, finest_window, flatten, grid_points,
                      near_window, tiling)
 
+# The table that the keys of a list read, by their source.
+BIAS_OF = {'tokens': 'near_bias', 'summaries': 'far_bias'}
 # Cell offsets are clamped to +- this.
 _FAR_REACH = 3
 

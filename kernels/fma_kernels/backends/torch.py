@@ -16,7 +16,7 @@ from torch import Tensor
 from ..dropout import keep_mask
 from ..geometry import Hierarchy
 from ..pooling import accumulation_dtype, average_pyramid, pack, spread
-from .biases import ListBias, entries
+from .biases import BIAS_OF, ListBias, entries
 from .packing import (Rows, Workspace, add_rows, from_cells, pack_queries,
                       pack_summaries, pack_tokens, to_cells)
 from .tiling import KeyList, tiling
@@ -78,32 +78,19 @@ class Problem:
         mass: int64 ``[B or 1, M_total]``.
         key_mask: bool ``[B, *grid]`` or None.
         seed: int64 scalar tensor, used where ``dropout_p > 0``.
-        near_bias, far_bias: ``[heads, (4m - 1) ** d]`` and ``[heads, levels,
-            parts, 7 ** d]``, or None.
         buffers: logits-sized buffers that the pass holds, for the budget.
         space: scratch memory, in the accumulation dtype; a slab's own until
             the next one is packed.
+        biases: where given, ``near_bias [heads, (4m - 1) ** d]`` and
+            ``far_bias [heads, levels, parts, 7 ** d]``.
     """
 
-    def __init__(self,
-                 slab: Slab,
-                 query: Tensor,
-                 key: Tensor,
-                 value: Tensor,
-                 key_summaries: Tensor,
-                 value_summaries: Tensor,
-                 mass: Tensor,
-                 key_mask: Optional[Tensor],
-                 hierarchy: Hierarchy,
-                 use_mass: bool,
-                 scale: float,
-                 dropout_p: float,
-                 seed: Optional[Tensor],
-                 near_bias: Optional[Tensor] = None,
-                 far_bias: Optional[Tensor] = None,
-                 *,
-                 buffers: int,
-                 space: Workspace) -> None:
+    def __init__(self, slab: Slab, query: Tensor, key: Tensor, value: Tensor,
+                 key_summaries: Tensor, value_summaries: Tensor, mass: Tensor,
+                 key_mask: Optional[Tensor], hierarchy: Hierarchy,
+                 use_mass: bool, scale: float, dropout_p: float,
+                 seed: Optional[Tensor], buffers: int, space: Workspace,
+                 **biases: Tensor) -> None:
         self.slab, self.hierarchy = slab, hierarchy
         self.plan = tiling(hierarchy)
         query, key, value = (slab.cut(x) for x in (query, key, value))
@@ -133,13 +120,12 @@ class Problem:
             None if part.hidden is None else part.hidden.to(self.device)
             for part in self.lists
         ]
-        tables = dict(tokens=near_bias, summaries=far_bias)
         self.biases = {
-            part.source:
+            source:
             ListBias(
-                entries(hierarchy, part.source),
-                tables[part.source][slab.heads], space)
-            for part in self.lists if tables[part.source] is not None
+                entries(hierarchy, source), biases[name][slab.heads], space)
+            for source, name in BIAS_OF.items()
+            if name in biases and any(x.source == source for x in self.lists)
         }
         # What dropout hashes: the same for all chunks.
         self.numbers = self._numbers() if dropout_p else None
@@ -426,11 +412,9 @@ def backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
         delta = delta.sum(-1, keepdim=True) - slab.cut(grad_lse[..., None])
         _backward(problem, slab.cut(grad_out), delta, slab.cut(lse[..., None]),
                   [slab.cut(x) for x in grads])
-        for name, source in (('near_bias', 'tokens'), ('far_bias',
-                                                       'summaries')):
-            if source in problem.biases:
-                total = totals[name][slab.heads]
-                total += problem.biases[source].slopes.view(total.shape)
+        for source, bias in problem.biases.items():
+            total = totals[BIAS_OF[source]][slab.heads]
+            total += bias.slopes.view(total.shape)
     return (*grads, *(totals[name].to(x.dtype) for name, x in biases.items()))
 
 

@@ -126,16 +126,26 @@ def check_summaries(name: str, summaries: Optional[List[Tensor]],
                              f'{x.device}')
 
 
+def _check_bias(name: str, bias: Tensor, layout: str, shape: Tuple[int, ...],
+                query: Tensor) -> None:
+    _check_tensor(name, bias)
+    if bias.shape != shape:
+        raise ValueError(f'{name} must be {layout} = {shape}, got '
+                         f'{tuple(bias.shape)}')
+    if not bias.dtype.is_floating_point:
+        raise TypeError(f'{name} must be floating point, got {bias.dtype}')
+    if bias.device != query.device:
+        raise ValueError(f'{name} must be on the device of query '
+                         f'{query.device}, got {bias.device}')
+
+
 def check_biases(near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
-                 heads: int, hierarchy: Hierarchy) -> None:
+                 query: Tensor, hierarchy: Hierarchy) -> None:
     """``near_bias [heads, (4m-1)^d]``; ``far_bias [heads, rank^d, 7^d]``."""
-    d, m = hierarchy.ndim, hierarchy.cell_size
+    d, m, heads = hierarchy.ndim, hierarchy.cell_size, query.shape[-2]
     if near_bias is not None:
-        _check_tensor('near_bias', near_bias)
         shape = (heads, (4 * m - 1)**d)
-        if near_bias.shape != shape:
-            raise ValueError(f'near_bias must be [heads, (4m-1)^d] = '
-                             f'{shape}, got {tuple(near_bias.shape)}')
+        _check_bias('near_bias', near_bias, '[heads, (4m-1)^d]', shape, query)
         if hierarchy.num_levels == 0 and max(hierarchy.leaf_grid) > 2:
             raise ValueError('near_bias covers neighbouring cells only; it '
                              'must be None when num_levels=0 on a grid of '
@@ -150,11 +160,8 @@ def check_biases(near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
                              f'{len(far_bias)}')
         shape = (heads, hierarchy.num_parts, 7**d)
         for level, bias in enumerate(far_bias, 1):
-            _check_tensor(f'far_bias of level {level}', bias)
-            if bias.shape != shape:
-                raise ValueError(f'far_bias of level {level} must be '
-                                 f'[heads, rank^d, 7^d] = {shape}, got '
-                                 f'{tuple(bias.shape)}')
+            _check_bias(f'far_bias of level {level}', bias,
+                        '[heads, rank^d, 7^d]', shape, query)
 
 
 class Request(NamedTuple):
@@ -191,8 +198,10 @@ class Request(NamedTuple):
 def _refuse_biases(request: Request) -> Optional[str]:
     for name in ('near_bias', 'far_bias'):
         if getattr(request, name):
-            return (f"it has no {name} yet; backend='naive' has, at "
-                    'quadratic memory')
+            if request.pool_queries:
+                return (f"it has no {name} for pool_queries yet; "
+                        "backend='naive' has, at quadratic memory")
+            return f"it has no {name} yet; backend='torch' has"
     return None
 
 
@@ -232,7 +241,7 @@ def refuse_triton(request: Request) -> Optional[str]:
 
 def refuse_torch(request: Request) -> Optional[str]:
     """Why the blocked PyTorch backend cannot run, or None."""
-    return _refuse_biases(request)
+    return _refuse_biases(request) if request.pool_queries else None
 
 
 def refuse_flex(request: Request) -> Optional[str]:

@@ -10,7 +10,7 @@ from .geometry import Hierarchy
 from .naive import naive
 from .ops import attention, pool
 from .pooled import far_field, near_field
-from .pooling import pack, packed_mass
+from .pooling import accumulation_dtype, pack, packed_mass
 
 Output = Union[Tensor, Tuple[Tensor, Tensor]]
 
@@ -91,7 +91,7 @@ def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
                          ('key_summaries', key_summaries), ('value_summaries',
                                                             value_summaries)):
         checks.check_summaries(name, levels, query, geometry)
-    checks.check_biases(near_bias, far_bias, query.shape[-2], geometry)
+    checks.check_biases(near_bias, far_bias, query, geometry)
     backend = _choose_backend(
         backend,
         checks.Request.of(query, near_bias, far_bias, dropout_p, pool_queries))
@@ -114,8 +114,8 @@ def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
     else:
         out, lse = _packed(backend, query, key, value, key_summaries,
                            value_summaries, mass, scale, key_mask,
-                           pool_queries, query_summaries, dropout_p,
-                           dropout_seed, geometry, return_lse)
+                           pool_queries, query_summaries, near_bias, far_bias,
+                           dropout_p, dropout_seed, geometry, return_lse)
     return (out, lse) if return_lse else out
 
 
@@ -123,8 +123,9 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
             key_summaries: Optional[List[Tensor]],
             value_summaries: Optional[List[Tensor]], mass: bool, scale: float,
             key_mask: Optional[Tensor], pool_queries: bool,
-            query_summaries: Optional[List[Tensor]], dropout_p: float,
-            dropout_seed: Optional[int], geometry: Hierarchy,
+            query_summaries: Optional[List[Tensor]],
+            near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
+            dropout_p: float, dropout_seed: Optional[int], geometry: Hierarchy,
             return_lse: bool) -> Tuple[Tensor, Tensor]:
     """Pools what is not given, packs the levels and calls the core ops."""
     batch, (heads, dim) = query.shape[0], query.shape[-2:]
@@ -133,16 +134,18 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
     # flex_attention differentiates itself, it has no pooling of its own.
     core = 'torch' if backend == 'flex' else backend
 
+    def needed(levels: List[Tensor]) -> List[Tensor]:
+        # What is given beyond the needed levels is attended by nobody: it
+        # stays in the graph, with a gradient of zero.
+        count = geometry.num_levels
+        return [*levels[:count], *(x[:, :0] for x in levels[count:])]
+
     def packed(x: Tensor, levels: Optional[List[Tensor]]) -> Tensor:
         if levels is None and geometry.num_levels:
             return pool(x, key_mask, *sizes, core)
         if not levels:
             return x.new_zeros((batch, 0, heads, dim))
-        # What is given beyond the needed levels is attended by nobody: it
-        # stays in the graph, with a gradient of zero.
-        needed = geometry.num_levels
-        levels = [*levels[:needed], *(x[:, :0] for x in levels[needed:])]
-        return pack(levels, geometry.ndim).to(x.dtype)
+        return pack(needed(levels), geometry.ndim).to(x.dtype)
 
     summaries = packed(key, key_summaries), packed(value, value_summaries)
     if backend == 'flex':
@@ -171,8 +174,13 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
         # Nobody is far: adds the sum of nothing, which keeps them in the
         # graph.
         query = query + packed(query, query_summaries).sum()
-    return attention(query, key, value, *summaries, key_mask, seed, *sizes,
-                     geometry.causal, mass, *options, backend)
+    far = None
+    if far_bias:
+        # [heads, levels, parts, 7 ** d]
+        acc = accumulation_dtype(query.dtype)
+        far = torch.cat(needed([x[:, None].to(acc) for x in far_bias]), dim=1)
+    return attention(query, key, value, *summaries, key_mask, seed, near_bias,
+                     far, *sizes, geometry.causal, mass, *options, backend)
 
 
 def fma1d(query: Tensor,
@@ -221,9 +229,11 @@ def fma1d(query: Tensor,
             sub-cell. Not with ``causal``.
         query_summaries: with ``pool_queries``, what asks instead of that
             mean; shaped as ``key_summaries``.
-        near_bias: ``[heads, 4 * cell_size - 1]``, by token offset.
+        near_bias: ``[heads, 4 * cell_size - 1]``, by token offset, key minus
+            query; any floating dtype. Added to logits, not scaled.
         far_bias: per level ``[heads, rank, 7]``, by cell offset clamped to
-            +-3.
+            +-3. Biases run on 'torch' and 'naive', with ``pool_queries`` on
+            'naive' alone.
         dropout_p: probability that a normalised weight is dropped; pooled
             queries drop one for all tokens of a sub-cell.
         dropout_seed: same seed, same decisions, in every backend; drawn
@@ -301,7 +311,8 @@ def fma2d(query: Tensor,
         mass, scale: see :func:`fma1d`.
         key_mask: bool ``[B, H, W]``, True = real.
         pool_queries, query_summaries: see :func:`fma1d`.
-        near_bias: ``[heads, (4 * cell_size - 1) ** 2]``.
+        near_bias: ``[heads, (4 * cell_size - 1) ** 2]``, offsets row by row;
+            see :func:`fma1d`.
         far_bias: per level ``[heads, rank ** 2, 49]``.
         dropout_p, dropout_seed, backend, return_lse: see :func:`fma1d`.
 

@@ -4,7 +4,7 @@
 shape; autograd sees one function whose backward recomputes. Lists and a
 :class:`Hierarchy` are not legal op arguments, hence the packed form.
 """
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -35,10 +35,18 @@ def empty_grads(*inputs: Tensor) -> Tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in inputs)
 
 
+def _given(near_bias: Optional[Tensor],
+           far_bias: Optional[Tensor]) -> Dict[str, Tensor]:
+    """By name, for the backends that take them."""
+    biases = dict(near_bias=near_bias, far_bias=far_bias)
+    return {name: x for name, x in biases.items() if x is not None}
+
+
 @torch.library.custom_op('fma_kernels::attention', mutates_args=())
 def attention(query: Tensor, key: Tensor, value: Tensor, key_summaries: Tensor,
               value_summaries: Tensor, key_mask: Optional[Tensor],
-              seed: Optional[Tensor], cell_size: int, num_levels: int,
+              seed: Optional[Tensor], near_bias: Optional[Tensor],
+              far_bias: Optional[Tensor], cell_size: int, num_levels: int,
               rank: int, causal: bool, use_mass: bool, scale: float,
               dropout_p: float, backend: str) -> Tuple[Tensor, Tensor]:
     """One softmax over near tokens and far summaries.
@@ -49,6 +57,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, key_summaries: Tensor,
             in the dtype of ``query``.
         key_mask: bool ``[B, *grid]``, True = real.
         seed: int64 scalar; required where ``dropout_p > 0``.
+        near_bias: ``[heads, (4m - 1) ** d]``, by token offset.
+        far_bias: ``[heads, num_levels, rank ** d, 7 ** d]``, by cell offset.
         backend: a module of ``fma_kernels.backends``.
 
     Returns:
@@ -61,45 +71,60 @@ def attention(query: Tensor, key: Tensor, value: Tensor, key_summaries: Tensor,
     return backends.load(backend).forward(
         query, key, value, key_summaries, value_summaries,
         packed_mass(geometry, key_mask, query.device), key_mask, geometry,
-        use_mass, scale, dropout_p, seed)
+        use_mass, scale, dropout_p, seed, **_given(near_bias, far_bias))
 
 
 @attention.register_fake
-def _(query, key, value, key_summaries, value_summaries, key_mask, seed,
-      cell_size, num_levels, rank, causal, use_mass, scale, dropout_p,
-      backend):
+def _(query, *args):
     return empty_outputs(query)
 
 
 @torch.library.custom_op('fma_kernels::attention_backward', mutates_args=())
 def attention_backward(
-        grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
-        value: Tensor, key_summaries: Tensor, value_summaries: Tensor,
-        key_mask: Optional[Tensor], seed: Optional[Tensor], out: Tensor,
-        lse: Tensor, cell_size: int, num_levels: int, rank: int, causal: bool,
-        use_mass: bool, scale: float, dropout_p: float,
-        backend: str) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, key and value summaries."""
+    grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
+    value: Tensor, key_summaries: Tensor, value_summaries: Tensor,
+    key_mask: Optional[Tensor], seed: Optional[Tensor],
+    near_bias: Optional[Tensor], far_bias: Optional[Tensor], out: Tensor,
+    lse: Tensor, cell_size: int, num_levels: int, rank: int, causal: bool,
+    use_mass: bool, scale: float, dropout_p: float, backend: str
+) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, key and value summaries, and biases.
+
+    That of an absent bias is an empty tensor.
+    """
+    inputs = query, key, value, key_summaries, value_summaries
     if not query.shape[0]:
-        return empty_grads(query, key, value, key_summaries, value_summaries)
+        tables = _empty_bias_grads(query, near_bias, far_bias)
+        return (*empty_grads(*inputs), *(x.zero_() for x in tables))
     geometry = _geometry(query.shape, cell_size, num_levels, rank, causal)
+    biases = _given(near_bias, far_bias)
     grads = backends.load(backend).backward(
-        grad_out, grad_lse, query, key, value, key_summaries, value_summaries,
+        grad_out, grad_lse, *inputs,
         packed_mass(geometry, key_mask, query.device), key_mask, geometry,
-        use_mass, scale, dropout_p, seed, out, lse)
+        use_mass, scale, dropout_p, seed, out, lse, **biases)
+    found = dict(zip(biases, grads[5:]))
+    tables = (
+        found.get(name, query.new_empty(0))
+        for name in ('near_bias', 'far_bias'))
     # The compiler relies on the strides that the fake kernel promises.
-    return tuple(grad.contiguous() for grad in grads)
+    return (*(grad.contiguous() for grad in grads[:5]), *tables)
+
+
+def _empty_bias_grads(query: Tensor, *biases:
+                      Optional[Tensor]) -> Tuple[Tensor, ...]:
+    return empty_grads(*(query.new_empty(0) if x is None else x
+                         for x in biases))
 
 
 @attention_backward.register_fake
 def _(grad_out, grad_lse, query, key, value, key_summaries, value_summaries,
-      key_mask, seed, out, lse, cell_size, num_levels, rank, causal, use_mass,
-      scale, dropout_p, backend):
-    return empty_grads(query, key, value, key_summaries, value_summaries)
+      key_mask, seed, near_bias, far_bias, *args):
+    return (*empty_grads(query, key, value, key_summaries, value_summaries),
+            *_empty_bias_grads(query, near_bias, far_bias))
 
 
 def _setup_attention(ctx, inputs, output) -> None:
-    tensors, options = inputs[:7], inputs[7:]
+    tensors, options = inputs[:9], inputs[9:]
     ctx.save_for_backward(*tensors, *output)
     ctx.options = options
 
@@ -113,9 +138,12 @@ def _attention_slopes(ctx, grad_out, grad_lse):
     # A query without any key has no gradient, whatever arrives: the slope
     # of a log-sum-exp of nothing is NaN in many a caller's graph.
     grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0)
-    grads = attention_backward(grad_out, grad_lse, *tensors, out, lse,
-                               *ctx.options)
-    return (*grads, *[None] * (2 + len(ctx.options)))
+    *grads, near, far = attention_backward(grad_out, grad_lse, *tensors, out,
+                                           lse, *ctx.options)
+    near_bias, far_bias = tensors[-2:]
+    # Neither the mask nor the seed has any, nor a bias that is not given.
+    return (*grads, None, None, None if near_bias is None else near,
+            None if far_bias is None else far, *[None] * len(ctx.options))
 
 
 attention.register_autograd(_attention_slopes, setup_context=_setup_attention)

@@ -115,3 +115,24 @@ def random_summaries(hierarchy: Hierarchy,
         data = torch.randn(full, generator=generator, dtype=torch.float64)
         found.append(data.to(device, dtype).requires_grad_())
     return found
+
+
+def random_biases(hierarchy: Hierarchy,
+                  heads: int = 2,
+                  dtype: torch.dtype = torch.float64,
+                  device: str = 'cpu',
+                  seed: int = 4) -> Tuple[Optional[Tensor], List[Tensor]]:
+    """``near_bias``, None where it is not allowed, and ``far_bias``; leaves.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def table(*shape: int) -> Tensor:
+        data = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return data.to(device, dtype).requires_grad_()
+
+    d, near = hierarchy.ndim, None
+    if hierarchy.num_levels or max(hierarchy.leaf_grid) <= 2:
+        near = table(heads, (4 * hierarchy.cell_size - 1)**d)
+    return near, [
+        table(heads, hierarchy.num_parts, 7**d) for _ in hierarchy.grids
+    ]

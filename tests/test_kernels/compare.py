@@ -7,7 +7,8 @@ from torch import Tensor
 from fma_kernels import Hierarchy, fma1d, fma2d
 from fma_kernels.checks import REFUSALS, Request
 from fma_kernels.pooling import masses
-from fma_kernels.testing import assert_close, random_qkv, random_summaries
+from fma_kernels.testing import (assert_close, random_biases, random_qkv,
+                                 random_summaries)
 
 # Where Triton's kernels run: on a GPU, or interpreted.
 TRITON_DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -33,8 +34,19 @@ def op(shape) -> Callable:
 
 def run(backend: str, inputs: List[Tensor], shape, summaries: bool,
         **options) -> List[Tensor]:
-    """[out, lse, gradient of every input] for fixed random slopes."""
-    q, k, v, *levels = inputs
+    """[out, lse, gradient of every input] for fixed random slopes.
+
+    Args:
+        inputs: query, key, value; summaries; ``[heads, (4m - 1) ** d]`` and
+            per level ``[heads, rank ** d, 7 ** d]``, the biases.
+        summaries: whether there are any.
+    """
+    tables = [x for x in inputs if x.dim() < 4]
+    q, k, v, *levels = inputs[:len(inputs) - len(tables)]
+    if tables and tables[0].dim() == 2:
+        options['near_bias'], *tables = tables
+    if tables:
+        options['far_bias'] = tables
     if summaries:
         kinds = summary_kinds(options)
         count = len(levels) // len(kinds)
@@ -75,6 +87,7 @@ def compare(backend: str,
             head_dim: int = 4,
             dtype: torch.dtype = torch.float64,
             summaries: bool = False,
+            biases: bool = False,
             mask: Optional[Tensor] = None,
             dirty: bool = True,
             **options) -> List[Tensor]:
@@ -83,6 +96,7 @@ def compare(backend: str,
     Args:
         backend, device: what is tested, and where; the oracle is on the CPU.
         summaries: whether random ones are given for all levels.
+        biases: whether random ones are given.
         mask: bool ``[B, *grid]`` on the CPU.
         dirty: whether keys and values of what is absent hold NaN: masked
             tokens and, of given summaries, those of mass 0.
@@ -104,6 +118,9 @@ def compare(backend: str,
             if dirty:
                 levels = [_fill(x, c == 0) for x, c in zip(levels, counts)]
             inputs += levels
+    if biases:
+        near, far = random_biases(h, heads, dtype)
+        inputs += far if near is None else [near, *far]
     options.update(cell_size=cell_size, num_levels=num_levels, rank=rank)
     # Half precision is compared with the exact result of the same inputs.
     exact = [

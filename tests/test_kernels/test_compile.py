@@ -7,8 +7,8 @@ from torch._subclasses import FakeTensorMode
 from fma_kernels import Hierarchy, fma1d, fma2d
 from fma_kernels.ops import attention, attention_backward, pool, pool_backward
 from fma_kernels.pooling import average_pyramid, pack
-from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
-                                 random_qkv)
+from fma_kernels.testing import (assert_close, missing_compiler, random_biases,
+                                 random_mask, random_qkv)
 
 needs_compiler = pytest.mark.skipif(
     missing_compiler() is not None, reason=str(missing_compiler()))
@@ -47,12 +47,42 @@ def test_opcheck(case) -> None:
     # Static shapes are promised; a new shape recompiles.
     torch.library.opcheck(
         attention,
-        (q, k, v, *pooled, mask, torch.tensor(3) if p else None, cell_size,
-         h.num_levels, rank, causal, True, 0.5, p, 'torch'),
+        (q, k, v, *pooled, mask, torch.tensor(3) if p else None, None, None,
+         cell_size, h.num_levels, rank, causal, True, 0.5, p, 'torch'),
         test_utils=('test_schema', 'test_autograd_registration',
                     'test_faketensor', 'test_aot_dispatch_static'),
         rtol=2e-2 if dtype == torch.bfloat16 else 1e-4,
         atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize(
+    'kinds', [(True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize('shape', [(21, ), (9, 10)], ids=str)
+def test_opcheck_of_biases(shape, kinds) -> None:
+    """One, the other, both; float32 tables of bfloat16 inputs if both."""
+    h = Hierarchy(shape, 2)
+    q, k, v = random_qkv(
+        shape, batch=2, dtype=torch.bfloat16 if all(kinds) else torch.float32)
+    pooled = [
+        pack(average_pyramid(x, h), h.ndim).detach().requires_grad_()
+        for x in (k, v)
+    ]
+    near, far = random_biases(h, dtype=torch.float32)
+    far = torch.stack(far, 1).detach().requires_grad_()
+    tables = [x if given else None for x, given in zip((near, far), kinds)]
+    sizes = 2, h.num_levels, 1, False, True, 0.5, 0.0, 'torch'
+    args = (q, k, v, *pooled, None, None, *tables)
+    torch.library.opcheck(
+        attention, (*args, *sizes),
+        test_utils=('test_schema', 'test_autograd_registration',
+                    'test_faketensor', 'test_aot_dispatch_static'),
+        rtol=2e-2 if all(kinds) else 1e-4,
+        atol=2e-2 if all(kinds) else 1e-5)
+    out, lse = (x.detach() for x in attention(*args, *sizes))
+    args = [x if x is None else x.detach() for x in args]
+    torch.library.opcheck(
+        attention_backward, (out, lse, *args, out, lse, *sizes),
+        test_utils=('test_schema', 'test_faketensor'))
 
 
 @pytest.mark.parametrize('masked', [False, True])
@@ -90,8 +120,9 @@ def test_fake_backward_knows_the_strides() -> None:
     pooled = [pack(average_pyramid(x, h), h.ndim) for x in qkv[1:]]
     out, lse = fma2d(*qkv, cell_size=2, return_lse=True)
     torch.library.opcheck(
-        attention_backward, (out, lse, *qkv, *pooled, None, None, out, lse, 2,
-                             h.num_levels, 1, False, True, 0.5, 0.0, 'torch'),
+        attention_backward,
+        (out, lse, *qkv, *pooled, None, None, None, None, out, lse, 2,
+         h.num_levels, 1, False, True, 0.5, 0.0, 'torch'),
         test_utils=('test_schema', 'test_faketensor'))
 
 
@@ -115,18 +146,46 @@ def test_compiled_equals_eager() -> None:
         assert_close(a, b)
 
 
+@needs_compiler
+def test_compiled_biases_equal_eager() -> None:
+    h = Hierarchy((9, 10), 2)
+    near, far = random_biases(h, dtype=torch.float32)
+
+    def function(q, k, v, near, *far):
+        # Tables are made anew at each step, as by an interpolation.
+        return fma2d(
+            q, k, v, cell_size=2, near_bias=2 * near, far_bias=list(far))
+
+    inputs = *random_qkv(h.shape, batch=2, dtype=torch.float32), near, *far
+    compiled = torch.compile(function, fullgraph=True)
+    for a, b in zip(gradients(compiled, inputs), gradients(function, inputs)):
+        assert_close(a, b)
+
+
 class Layer(nn.Module):
     """The smallest attention layer: one projection, strided inputs."""
 
-    def __init__(self, dim: int = 8, heads: int = 2, **options) -> None:
+    def __init__(self,
+                 dim: int = 8,
+                 heads: int = 2,
+                 biased: tuple = (),
+                 **options) -> None:
         super().__init__()
         self.qkv = nn.Linear(dim, 3 * dim)
         self.heads, self.options = heads, options
+        if biased:  # the token grid
+            h = Hierarchy(biased, options['cell_size'])
+            near, far = random_biases(h, heads, torch.float32)
+            self.near, self.far = nn.Parameter(near), nn.ParameterList(far)
+        self.biased = bool(biased)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         op = fma1d if x.dim() == 3 else fma2d
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        return op(*qkv.unbind(-3), **self.options).flatten(-2)
+        tables = {}
+        if self.biased:
+            tables = dict(near_bias=self.near, far_bias=list(self.far))
+        return op(*qkv.unbind(-3), **tables, **self.options).flatten(-2)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +193,9 @@ class Layer(nn.Module):
         dict(cell_size=2),
         dict(cell_size=4, rank=2, mass=False),
         dict(cell_size=2, num_levels=0),
-        dict(cell_size=2, causal=True)
+        dict(cell_size=2, causal=True),
+        dict(cell_size=2, biased=(7, 12)),
+        dict(cell_size=2, causal=True, biased=(19, ))
     ],
     ids=str)
 def test_one_graph(options) -> None:
@@ -182,8 +243,10 @@ def test_a_new_shape_recompiles() -> None:
     assert len(graphs) == 3
 
 
-def test_export() -> None:
-    layer = Layer(cell_size=2, rank=2).eval()
+@pytest.mark.parametrize(
+    'options', [dict(rank=2), dict(biased=(11, 6))], ids=str)
+def test_export(options) -> None:
+    layer = Layer(cell_size=2, **options).eval()
     x = torch.randn(1, 11, 6, 8)
     program = torch.export.export(layer, (x, ))
     names = [str(node.target) for node in program.graph.nodes]

@@ -5,8 +5,8 @@ from slow_reference import slow_fma
 
 from fma_kernels import Hierarchy, explain_backend, fma1d, fma2d
 from fma_kernels.checks import Request, can_run
-from fma_kernels.testing import (assert_close, random_mask, random_qkv,
-                                 random_summaries)
+from fma_kernels.testing import (assert_close, random_biases, random_mask,
+                                 random_qkv, random_summaries)
 
 SHAPE = (9, 10)
 LEVELS = Hierarchy(SHAPE, 2)  # two levels
@@ -64,6 +64,8 @@ BAD = [
                             dtype=torch.bool), ValueError, r'\(9, 10\)'),
     ('near_bias', 3.0, TypeError, 'float'),
     ('near_bias', zeros(2, 48), ValueError, r'\(2, 49\)'),
+    ('near_bias', zeros(2, 49).long(), TypeError, 'int64'),
+    ('near_bias', zeros(2, 49, device='meta'), ValueError, 'meta'),
     ('far_bias', zeros(2, 1, 49), TypeError, 'Tensor'),
     ('far_bias', [zeros(2, 1, 49)], ValueError, '2 levels'),
     ('far_bias', [zeros(2, 1, 49), zeros(2, 1, 48)], ValueError, 'level 2'),
@@ -102,31 +104,29 @@ def test_near_bias_does_not_cover_full_attention() -> None:
 
 
 def biases():
-    generator = torch.Generator().manual_seed(5)
-
-    def table(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    return dict(
-        near_bias=table(2, 49),
-        far_bias=[table(2, 1, 49) for _ in range(LEVELS.num_levels)])
+    near, far = random_biases(LEVELS)
+    return dict(near_bias=near.detach(), far_bias=[x.detach() for x in far])
 
 
 @pytest.mark.parametrize('name', ['near_bias', 'far_bias'])
 def test_biases_are_refused_with_the_reason(name) -> None:
     bias = {name: biases()[name]}
-    reason = f"backend='torch' cannot run: it has no {name}"
-    with pytest.raises(ValueError, match=reason):
-        fma2d(**arguments(backend='torch', **bias))
+    for backend, options, rest in (('flex', {}, 'yet'),
+                                   ('torch', dict(pool_queries=True),
+                                    'for pool_queries')):
+        reason = f"backend='{backend}' cannot run: it has no {name} {rest}"
+        with pytest.raises(ValueError, match=reason):
+            fma2d(**arguments(backend=backend, **bias, **options))
     query = arguments()['query']
-    asked, plain = Request.of(query, **bias), Request.of(query)
+    asked = Request.of(query, **bias, pool_queries=True)
     with pytest.raises(ValueError, match=reason):
         can_run('torch', asked, raise_error=True)
-    assert not can_run('torch', asked) and can_run('torch', plain)
     assert can_run('naive', asked)
+    assert can_run('torch', Request.of(query, **bias))
+    assert can_run('torch', Request.of(query, pool_queries=True))
 
 
-@pytest.mark.parametrize('backend', ['auto', 'naive'])
+@pytest.mark.parametrize('backend', ['auto', 'torch', 'naive'])
 @pytest.mark.parametrize(
     'names', [('near_bias', ), ('far_bias', ), ('near_bias', 'far_bias')],
     ids=str)
@@ -158,9 +158,12 @@ def test_explain_backend() -> None:
         'triton: it needs a CUDA device, not cpu', 'torch: chosen'
     ]
     lines = explain_backend(query, **biases()).splitlines()
+    assert len(lines) == 2 and lines[-1] == 'torch: chosen'
+    lines = explain_backend(query, pool_queries=True, **biases()).splitlines()
     assert len(lines) == 3 and lines[-1] == 'naive: chosen'
-    assert lines[1].startswith('torch: it has no near_bias')
-    assert 'far_bias' in explain_backend(query, far_bias=biases()['far_bias'])
+    assert lines[1].startswith('torch: it has no near_bias for pool_queries')
+    assert 'far_bias' in explain_backend(
+        query, pool_queries=True, far_bias=biases()['far_bias'])
 
 
 def test_auto_is_the_blocked_backend(monkeypatch) -> None:

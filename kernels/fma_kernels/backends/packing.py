@@ -185,3 +185,14 @@ def pack_summaries(key: Tensor, value: Tensor, mass: Tensor, use_mass: bool,
         mass, dtype=space.dtype).masked_fill(mass == 0, -torch.inf)
     rows.biased_key[:, :-1, 0, dim] = bias.flatten()
     return rows
+
+
+def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
+    """``total[:, index] += rows``, in a fixed order on every device."""
+    if total.is_cuda:  # index_add would use atomics there
+        total.index_put_((torch.arange(total.shape[0],
+                                       device=total.device)[:, None], index),
+                         rows,
+                         accumulate=True)
+    else:
+        total.index_add_(1, index, rows)

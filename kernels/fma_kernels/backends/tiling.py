@@ -87,7 +87,7 @@ def grid_points(grid: Tuple[int, ...]) -> Tensor:
     return torch.cartesian_prod(*axes).reshape(-1, len(grid))
 
 
-def _flatten(points: Tensor, grid: Tuple[int, ...]) -> Tensor:
+def flatten(points: Tensor, grid: Tuple[int, ...]) -> Tensor:
     """Row-major number of coordinates ``[..., d]``."""
     number = torch.zeros_like(points[..., 0])
     for axis, size in enumerate(grid):
@@ -100,8 +100,8 @@ def _cell_number(points: Tensor, grid: Tuple[int, ...],
     """Group-major number of cell coordinates ``[..., d]``."""
     sides = torch.tensor(group)
     groups = tuple(size // side for size, side in zip(grid, group))
-    return (_flatten(points // sides, groups) * prod(group) +
-            _flatten(points % sides, group))
+    return (flatten(points // sides, groups) * prod(group) +
+            flatten(points % sides, group))
 
 
 def _inside(points: Tensor, grid: Tuple[int, ...]) -> Tensor:
@@ -124,6 +124,18 @@ def _window(low: int, high: int, ndim: int) -> Tensor:
     return torch.tensor(list(product(range(low, high), repeat=ndim)))
 
 
+def child_window(ndim: int) -> Tensor:
+    """Leaves of a parent, as offsets from its first, ``[2 ** d, d]``."""
+    return _window(0, 2, ndim)
+
+
+def near_window(hierarchy: Hierarchy, as_parent: bool) -> Tensor:
+    """Near leaves, as offsets from the (first) leaf of a tile."""
+    # Causal: nothing right of the tile.
+    return _window(-1, (3 if as_parent else 2) - hierarchy.causal,
+                   hierarchy.ndim)
+
+
 def exact_list(hierarchy: Hierarchy, level: int, cells: Tensor) -> Tensor:
     """Interaction lists of ``cells [T, d]``, packed summaries ``[T, F]``."""
     grid = hierarchy.grids[level - 1]
@@ -134,7 +146,7 @@ def exact_list(hierarchy: Hierarchy, level: int, cells: Tensor) -> Tensor:
     far = _inside(window, grid) & (_distance(window, cells[:, None]) > 1)
     if hierarchy.causal:
         far &= window[..., 0] < cells[:, None, 0]
-    number = _flatten(window, grid).masked_fill(~far, -1)
+    number = flatten(window, grid).masked_fill(~far, -1)
     return _expand_parts(compress(number), hierarchy, level)
 
 
@@ -159,17 +171,31 @@ def _near_list(hierarchy: Hierarchy, leaves: Tensor, groups: Tensor,
                number: Callable[[Tensor], Tensor], as_parent: bool) -> KeyList:
     """Tokens around tiles that are leaves, or whole groups of leaves."""
     m, d, causal = hierarchy.cell_size, hierarchy.ndim, hierarchy.causal
-    high = 3 if as_parent else 2
-    # Causal: nothing right of the tile.
-    window = _window(-1, high - causal, d)
+    window = near_window(hierarchy, as_parent)
     first = 2 * groups if as_parent else leaves
     cells = first[:, None] + window
     index = number(cells).masked_fill(~_inside(cells, hierarchy.leaf_grid), -1)
     hidden = None
     if as_parent:
-        far = _distance(window, _window(0, 2, d)[:, None]) > 1
+        far = _distance(window, child_window(d)[:, None]) > 1
         hidden = far.repeat_interleave(m**d, 0).repeat_interleave(m**d, 1)
     return KeyList('tokens', False, index, hidden, -m if causal else None)
+
+
+def finest_window(hierarchy: Hierarchy) -> Tuple[Tensor, Tensor]:
+    """Level-1 cells around a group of 2 ** d leaves.
+
+    Returns:
+        Offsets from the group's first leaf, ``[cells, d]``, and bool
+        ``[2 ** d, cells]``: which of them a child of the group sees finer.
+    """
+    children, window = child_window(hierarchy.ndim), _window(
+        -2, 4, hierarchy.ndim)
+    finer = _distance(window, children[:, None]) <= 1  # [children, cells]
+    if hierarchy.causal:
+        finer |= window[:, 0] >= children
+    # What no child sees need not be gathered.
+    return window[~finer.all(0)], finer[:, ~finer.all(0)]
 
 
 def finest_list(hierarchy: Hierarchy, groups: Tensor) -> Tuple[Tensor, Tensor]:
@@ -179,16 +205,9 @@ def finest_list(hierarchy: Hierarchy, groups: Tensor) -> Tuple[Tensor, Tensor]:
         Packed summaries ``[groups, F]``, -1 off the grid, and bool
         ``[2 ** d, F]``: which of them a child of the group sees finer.
     """
-    d = hierarchy.ndim
-    children = _window(0, 2, d)  # offsets from the group's first leaf
-    window = _window(-2, 4, d)
-    finer = _distance(window, children[:, None]) <= 1  # [children, cells]
-    if hierarchy.causal:
-        finer |= window[:, 0] >= children
-    # What no child sees need not be gathered.
-    window, finer = window[~finer.all(0)], finer[:, ~finer.all(0)]
+    window, finer = finest_window(hierarchy)
     cells = 2 * groups[:, None] + window
-    first = _flatten(cells, hierarchy.leaf_grid).masked_fill(
+    first = flatten(cells, hierarchy.leaf_grid).masked_fill(
         ~_inside(cells, hierarchy.leaf_grid), -1)
     return (_expand_parts(first, hierarchy,
                           1), finer.repeat_interleave(hierarchy.num_parts, 1))

@@ -6,7 +6,7 @@ cells. A *chunk* of tiles then runs through batched matrix products into
 logits of bounded size, one matrix per key list: near tokens and far
 summaries. They share one softmax. The backward pass recomputes the weights
 from lse, and adds the gradients of gathered keys back row by row, always in
-the same order.
+the same order. Relative-position biases are looked up in ``biases.py``.
 """
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from ..dropout import keep_mask
 from ..geometry import Hierarchy
 from ..pooling import accumulation_dtype, average_pyramid, pack, spread
-from .packing import (Rows, Workspace, from_cells, pack_queries,
+from .biases import BIAS_OF, ListBias, entries
+from .packing import (Rows, Workspace, add_rows, from_cells, pack_queries,
                       pack_summaries, pack_tokens, to_cells)
 from .tiling import KeyList, tiling
 
@@ -80,14 +81,16 @@ class Problem:
         buffers: logits-sized buffers that the pass holds, for the budget.
         space: scratch memory, in the accumulation dtype; a slab's own until
             the next one is packed.
+        biases: where given, ``near_bias [heads, (4m - 1) ** d]`` and
+            ``far_bias [heads, levels, parts, 7 ** d]``.
     """
 
     def __init__(self, slab: Slab, query: Tensor, key: Tensor, value: Tensor,
                  key_summaries: Tensor, value_summaries: Tensor, mass: Tensor,
                  key_mask: Optional[Tensor], hierarchy: Hierarchy,
                  use_mass: bool, scale: float, dropout_p: float,
-                 seed: Optional[Tensor], buffers: int,
-                 space: Workspace) -> None:
+                 seed: Optional[Tensor], buffers: int, space: Workspace,
+                 **biases: Tensor) -> None:
         self.slab, self.hierarchy = slab, hierarchy
         self.plan = tiling(hierarchy)
         query, key, value = (slab.cut(x) for x in (query, key, value))
@@ -117,6 +120,13 @@ class Problem:
             None if part.hidden is None else part.hidden.to(self.device)
             for part in self.lists
         ]
+        self.biases = {
+            source:
+            ListBias(
+                entries(hierarchy, source), biases[name][slab.heads], space)
+            for source, name in BIAS_OF.items()
+            if name in biases and any(x.source == source for x in self.lists)
+        }
         # What dropout hashes: the same for all chunks.
         self.numbers = self._numbers() if dropout_p else None
 
@@ -146,12 +156,18 @@ class Problem:
             plan.tile_tokens * per_row +
             plan.tiles_per_group * total * gathered)
         groups = self.batch * plan.num_groups
-        if per_group * groups <= CHUNK_ELEMENTS:
-            heads = CHUNK_ELEMENTS // (per_group * groups)
-            return min(heads, self.heads), groups, plan.tile_tokens
+        # What a tile looks up: int64 entries for all heads, and the biases.
+        biased = sum(bias.per_row for bias in self.biases.values())
+        per_head = per_group * groups + plan.tile_tokens * biased
+        budget = CHUNK_ELEMENTS - 2 * plan.tile_tokens * biased
+        if per_head <= budget:
+            return min(budget // per_head,
+                       self.heads), groups, plan.tile_tokens
         # The groups of one head lie together: a chunk of them is no copy.
-        rows = min(max(CHUNK_ELEMENTS // per_row, 1), plan.tile_tokens)
-        return 1, max(CHUNK_ELEMENTS // per_group, 1), rows
+        rows = CHUNK_ELEMENTS // (per_row + 3 * biased)
+        rows = min(max(rows, 1), plan.tile_tokens)
+        budget -= plan.tile_tokens * biased
+        return 1, max(budget // per_group, 1), rows
 
     def chunks(self) -> Iterator[Chunk]:
         heads, groups, _ = self._cut()
@@ -167,6 +183,9 @@ class Problem:
                     rows = self.sources[part.source].data[head]
                     indices.append(index.reshape(-1))
                     keys.append(self._gather(f'keys{i}', rows, index))
+                    if part.source in self.biases:
+                        self.biases[part.source].add_to_keys(
+                            keys[i], head, slice(g, stop))
                 yield Chunk(head, slice(g, stop), indices, keys)
 
     def _gather(self, name: str, rows: Tensor, index: Tensor) -> Rows:
@@ -223,6 +242,8 @@ class Problem:
         found = self.products('logits', query,
                               [keys.biased_key for keys in chunk.keys])
         for part, hidden, out in zip(self.lists, self.hidden, found):
+            if part.source in self.biases:
+                self.biases[part.source].add_to_logits(out, chunk.heads, rows)
             if hidden is not None:
                 # [queries, keys] -> the rows at hand, as in ``out``
                 mask = hidden.view(-1, self.plan.tile_tokens,
@@ -309,10 +330,11 @@ class Problem:
         return query, columns
 
 
-def forward(query: Tensor, *args) -> Tuple[Tensor, Tensor]:
+def forward(query: Tensor, *args, **biases) -> Tuple[Tensor, Tensor]:
     """Output ``[B, *grid, heads, head_dim]`` and lse ``[B, *grid, heads]``.
 
-    Takes the arguments of :class:`Problem` from its second to ``seed``.
+    Takes the arguments of :class:`Problem` from its second to ``seed``, and
+    the biases by name.
     """
     space = Workspace(accumulation_dtype(query.dtype), query.device)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -321,8 +343,8 @@ def forward(query: Tensor, *args) -> Tuple[Tensor, Tensor]:
                       device=query.device)
     for slab in slabs(query):
         _forward(
-            Problem(slab, query, *args, buffers=1, space=space), slab.cut(out),
-            slab.cut(lse))
+            Problem(slab, query, *args, **biases, buffers=1, space=space),
+            slab.cut(out), slab.cut(lse))
     return out, lse.squeeze(-1)
 
 
@@ -364,26 +386,36 @@ def _row_max(logits: List[Tensor]) -> Tensor:
 
 def backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
              value: Tensor, key_summaries: Tensor, value_summaries: Tensor,
-             *args) -> Tuple[Tensor, ...]:
-    """Gradients of query, key, value, key and value summaries.
+             *args, **biases) -> Tuple[Tensor, ...]:
+    """Gradients of query, key, value, key and value summaries, then biases.
 
     Takes two gradients, the arguments of :class:`Problem` from its second to
-    ``seed``, and the results of :func:`forward`.
+    ``seed``, and the results of :func:`forward`; and the biases by name, as
+    far as there are any.
     """
     *args, out, lse = args
     inputs = (query, key, value, key_summaries, value_summaries)
     grads = tuple(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
     space = Workspace(accumulation_dtype(query.dtype), query.device)
+    # A table's gradient is summed over all slabs before it is rounded.
+    totals = {
+        name: torch.zeros(x.shape, dtype=space.dtype, device=x.device)
+        for name, x in biases.items()
+    }
     for slab in slabs(query):
-        problem = Problem(slab, *inputs, *args, buffers=2, space=space)
+        problem = Problem(
+            slab, *inputs, *args, **biases, buffers=2, space=space)
         # Softmax: w * (slope - sum(w * slope)), the sum is grad_out . out;
         # lse adds w * grad_lse.
         delta = slab.cut(grad_out).to(problem.acc) * slab.cut(out)
         delta = delta.sum(-1, keepdim=True) - slab.cut(grad_lse[..., None])
         _backward(problem, slab.cut(grad_out), delta, slab.cut(lse[..., None]),
                   [slab.cut(x) for x in grads])
-    return grads
+        for source, bias in problem.biases.items():
+            total = totals[BIAS_OF[source]][slab.heads]
+            total += bias.slopes.view(total.shape)
+    return (*grads, *(totals[name].to(x.dtype) for name, x in biases.items()))
 
 
 def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
@@ -400,7 +432,8 @@ def pool_backward(grad: Tensor, key_mask: Optional[Tensor], mass: Tensor,
 
 def _backward(p: Problem, grad_out: Tensor, delta: Tensor, lse: Tensor,
               results: List[Tensor]) -> None:
-    """Fills the slab's part of the five gradients."""
+    """Fills the slab's part of the five gradients, and adds to its biases'.
+    """
     dim = p.dim
     queries = p.tiles(p.query)
     grads = _packed(p, 'grads', grad_out)
@@ -435,6 +468,9 @@ def _backward(p: Problem, grad_out: Tensor, delta: Tensor, lse: Tensor,
                     dropped = weight * keep
                 _add_keys(p, chunk, i, 1, dropped, grad, sums)
                 slope.sub_(row_delta).mul_(weight)
+                bias = p.biases.get(p.lists[i].source)
+                if bias is not None:
+                    bias.add_slopes(slope, chunk.heads, chunk.groups, rows)
                 _add_keys(p, chunk, i, 0, slope, query[..., :dim], sums)
             out = p.space.take('out', *query.shape[:2], dim)
             p.weighted(slopes, keys, out)
@@ -469,16 +505,5 @@ def _add_keys(p: Problem, chunk: Chunk, i: int, which: int, weights: Tensor,
     grad = p.space.take('grad', left.shape[0], left.shape[2], p.dim)
     torch.bmm(left.transpose(1, 2), right, out=grad)
     total = sums[part.source][which][chunk.heads]
-    _add_rows(total, index,
-              grad.view(total.shape[0], index.numel(), total.shape[2], p.dim))
-
-
-def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
-    """``total[:, index] += rows``, in a fixed order on every device."""
-    if total.is_cuda:  # index_add would use atomics there
-        total.index_put_((torch.arange(total.shape[0],
-                                       device=total.device)[:, None], index),
-                         rows,
-                         accumulate=True)
-    else:
-        total.index_add_(1, index, rows)
+    add_rows(total, index,
+             grad.view(total.shape[0], index.numel(), total.shape[2], p.dim))

@@ -1,0 +1,359 @@
+"""Relative-position biases of the blocked backend, against the oracle."""
+from functools import partial
+
+import pytest
+import torch
+from compare import compare as compare_backend
+from compare import op, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fma_kernels import Hierarchy, fma1d, fma2d
+from fma_kernels.backends import biases
+from fma_kernels.backends import torch as blocked
+from fma_kernels.backends.tiling import tiling
+from fma_kernels.testing import (assert_close, random_biases, random_mask,
+                                 random_qkv)
+
+# Outputs, lse and the gradients of queries, keys, values and tables.
+compare = partial(compare_backend, 'torch', biases=True)
+
+# shape, cell_size, num_levels, rank: full attention, one level (its list is
+# the whole grid), a top list longer than the automatic one, levels that are
+# not needed; tiles that are leaves, and parents.
+GEOMETRIES = [((7, ), 4, None, 1), ((41, ), 2, None, 2), ((70, ), 4, 2, 1),
+              ((70, ), 16, None, 4), ((67, ), 20, 1, 2), ((33, ), 4, 6, 1),
+              ((30, ), 2, 0, 1), ((5, 8), 4, None, 2), ((13, 21), 2, None, 1),
+              ((17, 10), 2, None, 2), ((25, 18), 2, 2, 1),
+              ((21, 19), 4, None, 2), ((17, 26), 8, None, 1),
+              ((1, 19), 1, None, 1), ((15, 16), 2, 1, 1), ((9, 9), 2, 5, 1)]
+
+
+def geometry_of(case) -> Hierarchy:
+    return Hierarchy(*case).trimmed()
+
+
+def leaves(case, heads: int = 2, batch: int = 1, dtype=torch.float64):
+    """Query, key, value and tables, as :func:`compare.run` takes them."""
+    near, far = random_biases(Hierarchy(*case), heads, dtype)
+    tables = far if near is None else [near, *far]
+    return [*random_qkv(case[0], heads, 4, batch, dtype), *tables]
+
+
+@pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
+def test_geometries(geometry) -> None:
+    compare(*geometry, batch=2)
+
+
+@pytest.mark.parametrize(
+    'geometry', [g for g in GEOMETRIES if len(g[0]) == 1], ids=str)
+def test_causal(geometry) -> None:
+    compare(*geometry, causal=True)
+
+
+def test_all_kinds_of_lists_are_tried() -> None:
+    plans = [tiling(geometry_of(g)) for g in GEOMETRIES]
+    for ndim in (1, 2):
+        found = [p for p in plans if len(p.cell) == ndim]
+        assert {len(p.lists) for p in found} == {1, 2}
+        kinds = {(p.tile_cells > 1, p.tiles_per_group > 1) for p in found}
+        # One level; parents as tiles; leaves that share their summaries.
+        assert kinds == {(False, False), (True, False), (False, True)}
+
+
+@pytest.mark.parametrize('dropout_p', [0.0, 0.3])
+@pytest.mark.parametrize('geometry', GEOMETRIES[::2], ids=str)
+def test_masks_with_nan_and_dropout(geometry, dropout_p) -> None:
+    mask = random_mask(geometry[0], 3, 0.5)
+    mask[1] = False  # an image of padding only
+    compare(
+        *geometry,
+        batch=3,
+        mask=mask,
+        summaries=True,
+        dropout_p=dropout_p,
+        dropout_seed=5)
+
+
+@pytest.mark.parametrize(
+    'options', [dict(mass=False), dict(scale=-2.0)], ids=str)
+@pytest.mark.parametrize('shape', [(50, ), (14, 11)], ids=str)
+def test_neither_mass_nor_scale_touches_them(shape, options) -> None:
+    compare(shape, 2, rank=2, **options)
+
+
+@pytest.mark.parametrize('dtype',
+                         [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'geometry', [((45, ), 4, None, 2), ((14, 13), 2, None, 1),
+                 ((26, 19), 4, None, 1), ((6, 7), 4, 0, 1)],
+    ids=str)
+def test_dtypes(geometry, dtype) -> None:
+    compare(*geometry, batch=2, head_dim=8, dtype=dtype)
+
+
+@pytest.mark.parametrize('amp', [False, True])
+def test_float32_tables_of_half_precision_inputs(amp) -> None:
+    """They stay float32, as does their gradient; so under autocast."""
+    near, far = random_biases(Hierarchy((14, 13), 2), dtype=torch.float32)
+    dtype = torch.float32 if amp else torch.bfloat16
+    qkv = random_qkv((14, 13), dtype=dtype)
+    rounded = [x.detach().bfloat16().double() for x in qkv]
+
+    def gradients(backend, qkv):
+        with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+            out = fma2d(
+                *qkv,
+                near_bias=near,
+                far_bias=far,
+                cell_size=2,
+                backend=backend)
+        return out, torch.autograd.grad(out.float().square().sum(),
+                                        [near, *far])
+
+    out, grads = gradients('torch', qkv)
+    expected, exact = gradients('naive', rounded)
+    assert out.dtype == torch.bfloat16
+    assert_close(out, expected, torch.bfloat16)
+    for a, b in zip(grads, exact):
+        assert a.dtype == torch.float32
+        assert_close(a, b, torch.bfloat16, grad=True)
+
+
+@pytest.mark.parametrize('name', ['near_bias', 'far_bias'])
+@pytest.mark.parametrize('shape', [(45, ), (19, 14)], ids=str)
+def test_one_without_the_other(shape, name) -> None:
+    q, k, v, near, *far = leaves((shape, 2))
+    given = {name: near if name == 'near_bias' else far}
+    tables = [near] if name == 'near_bias' else far
+    results = []
+    for backend in ('torch', 'naive'):
+        out = op(shape)(q, k, v, cell_size=2, backend=backend, **given)
+        grads = torch.autograd.grad(out.square().sum(), (q, k, v, *tables))
+        results.append([out, *grads])
+    for a, b in zip(*results):
+        assert_close(a, b)
+
+
+def test_strided_tables() -> None:
+    h = Hierarchy((45, ), 2)
+    near, far = random_biases(h, heads=3)
+    qkv = random_qkv(h.shape, heads=3)
+    shared = near[:1].expand(3, -1)  # one table for all heads
+    mirrored = [
+        x.detach().flip(2).transpose(0, 2).contiguous().transpose(0, 2)
+        for x in far
+    ]
+    assert not mirrored[0].is_contiguous()
+    results = []
+    for backend in ('torch', 'naive'):
+        out = fma1d(
+            *qkv,
+            cell_size=2,
+            near_bias=shared,
+            far_bias=mirrored,
+            backend=backend)
+        results.append([out, *torch.autograd.grad(out.square().sum(), near)])
+    for a, b in zip(*results):
+        assert_close(a, b)
+
+
+def test_tables_beyond_need_get_zero_gradients() -> None:
+    case = ((13, 9), 4, 4, 1)
+    assert geometry_of(case).num_levels == 1
+    compare(*case)
+    *_, near, first, second, third, fourth = leaves(case)
+    out = fma2d(
+        *random_qkv(case[0]),
+        cell_size=4,
+        num_levels=4,
+        near_bias=near,
+        far_bias=[first, second, third, fourth])
+    grads = torch.autograd.grad(out.square().sum(),
+                                (first, second, third, fourth))
+    assert [bool((g != 0).any()) for g in grads] == [True, False, False, False]
+
+
+def test_full_attention_takes_no_far_tables() -> None:
+    compare((7, 5), 4, 0)
+    # Of levels that the grid does not need.
+    compare((7, 5), 4, 3)
+
+
+@pytest.mark.parametrize('shape', [(17, ), (9, 10)], ids=str)
+def test_empty_batch(shape) -> None:
+    q, k, v, near, *far = leaves((shape, 2), batch=0)
+    out = op(shape)(q, k, v, cell_size=2, near_bias=near, far_bias=far)
+    for grad in torch.autograd.grad(out.sum(), (near, *far)):
+        assert (grad == 0).all()
+
+
+def test_minus_infinity_hides() -> None:
+    """A table may forbid an offset, or all that a level shows."""
+    near, far = random_biases(Hierarchy((22, 23), 2))
+    near.data[:, near.shape[1] // 2 + 1] = -torch.inf
+    far[0].data[:, :, 10:20] = -torch.inf
+    far[1].data[:] = -torch.inf
+    qkv = random_qkv((22, 23))
+    results = []
+    for backend in ('torch', 'naive'):
+        out = fma2d(
+            *qkv, cell_size=2, near_bias=near, far_bias=far, backend=backend)
+        grads = torch.autograd.grad(out.square().sum(), (*qkv, near, *far))
+        results.append([out, *grads])
+    for a, b in zip(*results):
+        assert_close(a, b)
+
+
+# ----------------------------------------------------- memory and repetition
+@pytest.mark.parametrize('elements', [3000, 300])
+@pytest.mark.parametrize(
+    'geometry', [
+        ((61, ), 4, None, 1),
+        ((70, ), 16, 1, 1),
+        ((14, 11), 2, None, 1),
+        ((17, 13), 4, None, 2),
+        ((6, 7), 4, 0, 1),
+    ],
+    ids=str)
+def test_chunks_and_slabs_change_nothing(geometry, elements,
+                                         monkeypatch) -> None:
+    shape, cell_size, levels, rank = geometry
+    options = dict(
+        cell_size=cell_size,
+        num_levels=levels,
+        rank=rank,
+        key_mask=random_mask(shape, 3, 0.5))
+    inputs = leaves(geometry, heads=3, batch=3)
+    expected = run('torch', inputs, shape, False, **options)
+    chunks, plain = [], blocked.Problem._cut
+    monkeypatch.setattr(blocked.Problem, '_cut',
+                        lambda p: chunks.append(plain(p)) or chunks[-1])
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', elements)
+    monkeypatch.setattr(blocked, 'SLAB_ELEMENTS', 2500)
+    assert len(list(blocked.slabs(inputs[0]))) > 1
+    for a, b in zip(run('torch', inputs, shape, False, **options), expected):
+        assert_close(a, b)
+    plan = tiling(geometry_of(geometry))
+    assert chunks[0][1] < 3 * plan.num_groups or (chunks[0][2]
+                                                  < plan.tile_tokens)
+    if elements == 300:
+        assert all(rows < plan.tile_tokens for _, _, rows in chunks)
+
+
+def test_memory_of_a_chunk_is_bounded(monkeypatch) -> None:
+    """What tables add stays in the budget too: tiles as large as the grid."""
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', 1 << 16)
+    peaks = {}
+    plain, window = blocked.Workspace.take, biases.ListBias._window
+
+    def count(name, elements):
+        peaks[name] = max(peaks.get(name, 0), elements)
+
+    def take(self, name, *shape):
+        found = plain(self, name, *shape)
+        count(name, found.numel())
+        return found
+
+    def index(self, rows):
+        found = window(self, rows)
+        count('entries', 2 * found.numel())  # int64 beside float32
+        return found
+
+    def check():
+        """After one pass, which holds all of these at once."""
+        held = sum(size for name, size in peaks.items()
+                   if name.rstrip('01') in ('logits', 'slopes', 'entries',
+                                            'bias'))
+        assert peaks['logits0'] and peaks['entries'] and peaks['bias']
+        assert held <= 1 << 16
+        peaks.clear()
+
+    monkeypatch.setattr(blocked.Workspace, 'take', take)
+    monkeypatch.setattr(biases.ListBias, '_window', index)
+    for shape, cell_size in (((48, 48), 4), ((48, 48), 24), ((700, ), 350)):
+        q, k, v, near, *far = leaves((shape, cell_size), dtype=torch.float32)
+        out = op(shape)(
+            q, k, v, cell_size=cell_size, near_bias=near, far_bias=far)
+        check()
+        torch.autograd.grad(out.sum(), (q, near))
+        check()
+
+
+@pytest.mark.parametrize('shape, cell_size', [((67, ), 2), ((13, 22), 2),
+                                              ((40, 24), 4)])
+def test_bit_equal_on_repeat(shape, cell_size) -> None:
+    inputs = leaves((shape, cell_size), batch=2, dtype=torch.float32)
+    options = dict(cell_size=cell_size, dropout_p=0.1, dropout_seed=5)
+    first = run('torch', inputs, shape, False, **options)
+    for _ in range(3):
+        again = run('torch', inputs, shape, False, **options)
+        assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+def test_zero_tables_change_nothing() -> None:
+    q, k, v, *tables = leaves(((26, 19), 4), dtype=torch.float32)
+    near, *far = (torch.zeros_like(x) for x in tables)
+    options = dict(cell_size=4, backend='torch', return_lse=True)
+    for a, b in zip(
+            fma2d(q, k, v, **options),
+            fma2d(q, k, v, near_bias=near, far_bias=far, **options)):
+        assert torch.equal(a, b)
+
+
+# ---------------------------------------------------------------- gradcheck
+@pytest.mark.parametrize(
+    'case', [((13, ), 2, None, 1), ((5, 6), 2, None, 1), ((4, 3), 2, 0, 1)],
+    ids=str)
+def test_gradcheck(case) -> None:
+    """Against finite differences, with and without the lse."""
+    shape, cell_size, levels, rank = case
+    options = dict(
+        cell_size=cell_size, num_levels=levels, rank=rank, backend='torch')
+    if len(shape) == 1:
+        options['causal'] = True
+    near, far = random_biases(Hierarchy(*case), heads=1)
+    qkv = random_qkv(shape, heads=1, head_dim=2)
+
+    def call(q, k, v, near, *far):
+        return op(shape)(
+            q,
+            k,
+            v,
+            near_bias=near,
+            far_bias=list(far),
+            return_lse=True,
+            **options)
+
+    inputs = (*qkv, near, *far)
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *x: call(*x)[0], inputs)
+
+
+# --------------------------------------------------------------- properties
+@settings(deadline=None, derandomize=True, max_examples=40, database=None)
+@given(st.data())
+def test_property(data) -> None:
+    draw = data.draw
+    ndim = draw(st.integers(1, 2))
+    shape = tuple(
+        draw(st.integers(1, {
+            1: 60,
+            2: 18
+        }[ndim])) for _ in range(ndim))
+    cell_size = draw(st.integers(1, 8))
+    rank = draw(
+        st.sampled_from([r for r in range(1, 5) if cell_size % r == 0]))
+    levels = draw(st.one_of(st.none(), st.integers(0, 5)))
+    options = dict(causal=draw(st.booleans())) if ndim == 1 else {}
+    mask = random_mask(shape, 2) if draw(st.booleans()) else None
+    compare(
+        shape,
+        cell_size,
+        levels,
+        rank,
+        batch=2,
+        heads=draw(st.integers(1, 3)),
+        summaries=draw(st.booleans()),
+        mask=mask,
+        **options)

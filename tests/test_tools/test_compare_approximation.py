@@ -229,6 +229,63 @@ def test_forms_are_what_the_layer_computes(net, options):
     assert (turned - out).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize('turned', [False, True])
+@pytest.mark.parametrize('pooled', [False, True])
+def test_spread_is_the_second_cumulant(turned, pooled):
+    """On one far cell, by hand; there it is nearer than the mean alone."""
+    length, cell = 24, 4
+    query, key = .3 * torch.randn(2, 1, length, HEADS, DIM)
+    value = torch.randn(1, length, HEADS, DIM)
+    at = torch.arange(length)
+    subject = Subject(
+        fma_forms.rotate(query, at), fma_forms.rotate(key, at), value, query,
+        key)
+    options = dict(cell_size=cell, rank=1, pool_queries=pooled, turned=turned)
+    out = fma_forms.fma_call(subject, False, spread=True, **options)()
+    # Cells of level 1 from the third on are far from the first query's;
+    # level 1 holds 6 cells, the top level none but them.
+    tree = fma_forms.Hierarchy((length, ), cell)
+    assert tree.grids == ((6, ), (3, ))
+    source = subject.key if turned else key
+    asking = subject.query[0, 0]
+    logits, values = [], []
+    near = range(2 * cell)
+    for token in near:
+        logits.append((asking * subject.key[0, token]).sum(-1))
+        values.append(value[0, token])
+    # Cells 2 and 3 at level 1, tokens 16 to 23 as one cell at level 2.
+    for start, width in ((8, 4), (12, 4), (16, 8)):
+        part = source[0, start:start + width]
+        mean = part.mean(0)
+        spread = (part - mean).square().mean((0, 2))
+        centre = torch.tensor(start + (width - 1) / 2)
+        placed = mean if turned else fma_forms.rotate(mean[None], centre[None])
+        ask = asking
+        if pooled:
+            # The query's own cell of that width starts the text.
+            mine = (subject.query if turned else query)[0, :width].mean(0)
+            ask = mine if turned else fma_forms.rotate(
+                mine[None],
+                torch.tensor((width - 1) / 2)[None])[0]
+        size = ask.square().sum(-1)
+        logits.append((ask * placed.reshape(HEADS, DIM)).sum(-1) +
+                      size * DIM**-.5 / 2 * spread + DIM**.5 * math.log(width))
+        values.append(value[0, start:start + width].mean(0))
+    weights = (torch.stack(logits) * DIM**-.5).softmax(0)
+    expected = (weights[..., None] * torch.stack(values)).sum(0)
+    torch.testing.assert_close(out[0, 0], expected)
+
+
+def test_spread_comes_nearer():
+    subject, exact = random_subject(512, causal=True)
+    options = dict(cell_size=16, rank=1)
+    plain, spread = (
+        errors(
+            fma_forms.fma_call(subject, True, spread=more, **options)(),
+            exact)['mean'] for more in (False, True))
+    assert spread < .98 * plain
+
+
 def test_forms_pass_their_check(monkeypatch):
     forms = fma_forms.methods(64)
     assert {form.settings['cell_size'] for form in forms} == {16, 32, 64}
@@ -328,6 +385,7 @@ def test_compare(tool, load_script, files, tmp_path, monkeypatch, capsys):
     for module in INSTALLED.values():
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(fma_forms, 'PLAIN', ((16, 1), (64, 4), (256, 4)))
+    monkeypatch.setattr(fma_forms, 'SPREAD', ((64, 4), ))
     monkeypatch.setattr(fma_forms, 'LINEAR', ((16, 1), ))
     out, plot = tmp_path / 'approximation_cpu.json', tmp_path / 'a' / 'b.png'
     tool.main(
@@ -380,6 +438,7 @@ def test_errors_alone(tool, files, tmp_path, monkeypatch):
     for module in INSTALLED.values():
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(fma_forms, 'PLAIN', ((16, 1), ))
+    monkeypatch.setattr(fma_forms, 'SPREAD', ())
     monkeypatch.setattr(fma_forms, 'LINEAR', ())
     out, plot = tmp_path / 'errors.json', tmp_path / 'no.png'
     tool.main([

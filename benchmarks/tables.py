@@ -17,7 +17,7 @@ from typing import Callable, Dict, List, Optional
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks/results'
 PAGES = ('README.md', 'configs/lm/README.md', 'demo/weights/README.md',
-         'docs/language_model.md', 'kernels/README.md')
+         'docs/attention.md', 'docs/language_model.md', 'kernels/README.md')
 
 
 def load(name: str) -> Optional[dict]:
@@ -438,6 +438,110 @@ def shipped_language_model() -> Optional[str]:
             f'`python tools/test.py {command}`')
 
 
+def approximation_rows(rows: List[dict]) -> str:
+    """Errors, times and memory of attentions, as a table."""
+    return table([
+        'method', 'error', 'worst head', 'cosine', 'needle error',
+        'needle found', 'ms', 'peak MiB'
+    ], [[
+        f'{r["family"]}, {r["name"]}', f'{r["real"]["mean"]:.3f}',
+        f'{r["real"]["worst"]:.3f}', f'{r["real"]["cosine"]:.3f}',
+        f'{r["needle"]["mean"]:.3f}', f'{r["needle"]["recovered"]:.2f}',
+        number(r['seconds']['median'] * 1e3 if 'seconds' in r else None),
+        number(r['peak_bytes'] / 2**20 if 'peak_bytes' in r else None)
+    ] for r in rows])
+
+
+def approximation_verdict(mode: str, found: Optional[dict]) -> str:
+    """One sentence: FMA within the others' median time."""
+    if not found:
+        return ''
+    text = (f'{mode.capitalize()}, the others\' median time (of the fastest '
+            f'setting of each) is {found["budget_seconds"] * 1e3:,.0f} ms, '
+            f'their least error {found["nearest_other_error"]:.3f} '
+            f'({found["nearest_other"]}, '
+            f'{found["nearest_other_seconds"] * 1e3:,.0f} ms); ')
+    if found['chosen'] is None:
+        return text + 'no form of FMA is as fast.'
+    return text + (f'FMA within that time: **{found["chosen_error"]:.3f}** '
+                   f'({found["chosen"]}, '
+                   f'{found["chosen_seconds"] * 1e3:,.0f} ms).')
+
+
+def approximation_setting(found: dict) -> str:
+    """What was measured, in a few sentences."""
+    setting, model = found['setting'], found['model']
+    packages = ', '.join(
+        f'{name} {version}'
+        for name, version in found['environment']['compared'].items()
+        if version)
+    blocks = ' and '.join(map(str, model['layers']))
+    return (
+        f'{setting["length"]:,} tokens, {setting["heads"]} heads × '
+        f'{setting["head_dim"]}, {setting["dtype"]}, batch 1: queries, keys '
+        f'and values of blocks {blocks} of '
+        f'`{Path(model["config"]).stem}` after {model["iterations"]} '
+        f'iterations, on a text that it codes at '
+        f'{setting["report"]["bpc"]:.2f} bits per character. Errors are '
+        'Frobenius norms relative to softmax attention in float64, means '
+        f'over the heads; times are of the attention alone. {packages}.')
+
+
+def approximation() -> Optional[str]:
+    """Errors and times of approximations of full attention."""
+    found = load('approximation_cpu')
+    if not found:
+        return None
+    parts = [approximation_setting(found)]
+    for mode, part in found['modes'].items():
+        notes = {
+            f'{r["family"]}: {r["note"]}': None
+            for r in part['rows'] if r['note']
+        }
+        sentences = [
+            approximation_verdict(mode, part.get('verdict')),
+            *(f'{note}.' for note in notes)
+        ]
+        parts += [
+            f'{mode.capitalize()}:',
+            approximation_rows(part['rows']),
+            ' '.join(filter(None, sentences))
+        ]
+    parts += [
+        f'{family} is missing: {reason}.'
+        for family, reason in found['missing'].items()
+    ]
+    return ('\n\n'.join(filter(None, parts)) +
+            f'\n\n{where(found["environment"])}; `python '
+            'tools/analysis_tools/compare_approximation.py`')
+
+
+def approximation_short() -> Optional[str]:
+    """The nearest setting of each family."""
+    found = load('approximation_cpu')
+    if not found:
+        return None
+    parts = [approximation_setting(found)]
+    for mode, part in found['modes'].items():
+        verdict = part.get('verdict', {})
+        chosen: Dict[str, dict] = {}
+        for row in part['rows']:
+            family = row['family']
+            if family == 'FMA' and verdict:
+                if row['name'] == verdict['chosen']:
+                    chosen[family] = row
+            elif family not in chosen or row['real']['mean'] < chosen[family][
+                    'real']['mean']:
+                chosen[family] = row
+        parts += [
+            f'{mode.capitalize()}, the nearest setting of each:',
+            approximation_rows(list(chosen.values()))
+        ]
+    return ('\n\n'.join(parts) + f'\n\n{where(found["environment"])}; '
+            '`python tools/analysis_tools/compare_approximation.py`; all '
+            'settings: [docs/attention.md](docs/attention.md)')
+
+
 TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'operation, CPU': speed,
     'operation, details': op_details,
@@ -452,6 +556,8 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'language model streaming': streaming,
     'language model': language_models,
     'shipped language model': shipped_language_model,
+    'approximation': approximation,
+    'approximation, short': approximation_short,
 }
 
 

@@ -291,5 +291,6 @@ def small_config(config: Path, root: Path, target: Path) -> Path:
         # Four images in batches of two are one epoch.
         loop.max_epochs, loop.val_interval = 1, 1
     cfg.default_hooks.logger.interval = 1
+    cfg.load_from = None  # the weights of another run are not here
     cfg.dump(str(target))
     return target

@@ -158,7 +158,7 @@ def test_metadata_of_the_wheel(wheel):
     # A user's OpenMMLab must never be replaced by installing this.
     assert needed == {'torch', 'numpy', 'timm'}
     extras = set(re.findall(r'^Provides-Extra: (\w+)', text, re.MULTILINE))
-    assert extras == {'openmmlab', 'demo', 'text', 'dev'}
+    assert extras == {'openmmlab', 'demo', 'text', 'compare', 'dev'}
     assert any(name.endswith('LICENSE') for name in names)
 
 

@@ -1,0 +1,1 @@
+"""What compare_approximation.py compares, and on what."""

@@ -99,15 +99,17 @@ class _Point(NamedTuple):
 def _extrapolate(points: List[_Point], name: str, tokens: int) -> float:
     """A value at a larger size: a n + b n^2 through the last two sizes.
 
-    A single size is taken to grow with n^2: no attention layer grows faster.
+    A single size is taken to grow with n: what is foretold from the smallest
+    ones alone is small itself.
     """
     last = points[-1]
-    square, linear = getattr(last, name) / last.tokens**2, 0.
+    square, linear = 0., getattr(last, name) / last.tokens
     if len(points) > 1:
-        slopes = [getattr(p, name) / p.tokens for p in points[-2:]]
-        square = (slopes[1] - slopes[0]) / (last.tokens - points[-2].tokens)
+        before = points[-2]
+        square = (linear - getattr(before, name) / before.tokens) / (
+            last.tokens - before.tokens)
         square = max(square, 0.)
-        linear = slopes[1] - square * last.tokens
+        linear -= square * last.tokens
     return linear * tokens + square * tokens**2
 
 

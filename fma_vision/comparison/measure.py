@@ -192,8 +192,7 @@ class Contestant:
         """
         if self.error is not None:
             self.barred = _obstacle(self.error)
-            self.row.update(
-                status=self.barred.status, reason=str(self.barred))
+            self.row.update(status=self.barred.status, reason=str(self.barred))
             return
         seconds = summarise(samples)
         self.forecast.correct(seconds['median'])
@@ -213,9 +212,9 @@ def _obstacle(error: Exception) -> Obstacle:
 def _plain(config: Dict[str, Any]) -> Dict[str, Any]:
     """A config that JSON can hold."""
     return {
-        k: v if isinstance(v, (str, int, float, bool, list, tuple, dict,
-                               type(None))) else getattr(
-                                   v, '__name__', str(v))
+        k:
+        v if isinstance(v, (str, int, float, bool, list, tuple, dict,
+                            type(None))) else getattr(v, '__name__', str(v))
         for k, v in config.items()
     }
 
@@ -240,8 +239,7 @@ def check(spec: LayerSpec, ndim: int, setting: Setting) -> Dict[str, Any]:
             except Exception:
                 pass
             else:
-                raise Obstacle('skipped',
-                               f'no causal form: {one_line(error)}')
+                raise Obstacle('skipped', f'no causal form: {one_line(error)}')
         raise _obstacle(error)
 
 
@@ -280,15 +278,15 @@ def add_ratios(rows: List[Dict[str, Any]], specs: Sequence[LayerSpec]) -> None:
                 row['seconds']['median'] / base['seconds']['median'])
 
 
-def compare_cost(specs: Sequence[LayerSpec],
-                 shapes: Sequence[Grid],
-                 setting: Setting,
-                 limits: Limits,
-                 modes: Sequence[str] = ('inference', ),
-                 repeats: int = 7,
-                 report: Callable[[List[Dict[str, Any]]], None] = print,
-                 checks: Optional[Dict[str, Any]] = None
-                 ) -> List[Dict[str, Any]]:
+def compare_cost(
+        specs: Sequence[LayerSpec],
+        shapes: Sequence[Grid],
+        setting: Setting,
+        limits: Limits,
+        modes: Sequence[str] = ('inference', ),
+        repeats: int = 7,
+        report: Callable[[List[Dict[str, Any]]], None] = print,
+        checks: Optional[Dict[str, Any]] = None) -> List[Dict[str, Any]]:
     """Measures layers at several sizes.
 
     Each is checked first, then runs at small sizes from which the needs of
@@ -318,9 +316,8 @@ def compare_cost(specs: Sequence[LayerSpec],
     rows = []
     for mode in modes:
         contestants = [
-            Contestant(
-                spec, mode, setting, limits, obstacles.get(spec.label),
-                checks.get(spec.label, {}).get(MACS, 0) > EXACT)
+            Contestant(spec, mode, setting, limits, obstacles.get(spec.label),
+                       checks.get(spec.label, {}).get(MACS, 0) > EXACT)
             for spec in specs
         ]
         for grid in rungs(shapes):
@@ -334,7 +331,7 @@ def compare_cost(specs: Sequence[LayerSpec],
                 setting.device,
                 repeats,
                 warmup=0,
-                most_seconds=MOST_SECONDS)
+                most_seconds=MOST_SECONDS) if calls else {}
             for label, contestant in calls.items():
                 contestant.finish(samples[label])
             found = [contestant.row for contestant in contestants]

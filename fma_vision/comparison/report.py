@@ -82,8 +82,10 @@ def draw_cost(rows: List[Dict[str, Any]], title: str, path: Path) -> None:
     for line, mode in zip(axes, modes):
         for number, layer in enumerate(layers):
             mine = [
-                row for row in rows if row['status'] == 'measured' and
-                (row['mode'], row['layer']) == (mode, layer)
+                row for row in rows
+                if row['status'] == 'measured' and (row['mode'],
+                                                    row['layer']) == (mode,
+                                                                      layer)
             ]
             tokens = [row['tokens'] for row in mine]
             style = dict(

@@ -1,7 +1,7 @@
 """The layers to compare: defaults, names with arguments, config files."""
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from torch import nn
@@ -86,6 +86,7 @@ _DEFAULTS = {
         ('Fastformer', dict(type='Fastformer')),
     ),
 }
+_LABELS = {label for layers in _DEFAULTS.values() for label, _ in layers}
 _NDIM = {
     config['type']: ndim
     for ndim, layers in _DEFAULTS.items()
@@ -211,8 +212,8 @@ def read_specs(items: Sequence[str]) -> List[LayerSpec]:
     """Reads the layers on a command line.
 
     Args:
-        items: Each a default's label (``FMA``, ``FMA-linear``: in 2D and in
-            1D), a layer's name, ``NAME(key=value, ...)``, or a config file
+        items: Each a layer's name or ``NAME(key=value, ...)``, where
+            ``FMA`` is that of 2D and of 1D; ``FMA-linear``; or a config file
             with ``layers = [dict(type=..., ...), ...]``, whose dicts may also
             hold ``label`` and ``ndim``; its ``custom_imports`` are done.
 
@@ -224,16 +225,24 @@ def read_specs(items: Sequence[str]) -> List[LayerSpec]:
     """
     specs: List[LayerSpec] = []
     for item in items:
+        if item.endswith(('.py', '.json', '.yaml', '.yml')):
+            specs += _read_file(item)
+            continue
+        plain = item in _LABELS
+        config = dict(type=item) if plain else _parse(item)
         known = [
             spec for ndim in _DEFAULTS for spec in default_specs(ndim)
-            if spec.label == item
+            if spec.label == config['type']
         ]
-        if known:
-            specs += known
-        elif item.endswith(('.py', '.json', '.yaml', '.yml')):
-            specs += _read_file(item)
-        else:
-            specs.append(_spec({**_parse(item), 'label': item}, '--layers'))
+        for spec in known:
+            arguments = {**config, 'type': spec.config['type']}
+            specs.append(
+                replace(spec, label=item, config={
+                    **spec.config,
+                    **arguments
+                }))
+        if not known:
+            specs.append(_spec({**config, 'label': item}, '--layers'))
     seen = set()
     for spec in specs:
         # Of the defaults, some have one name in 1D and in 2D.

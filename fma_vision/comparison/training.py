@@ -185,8 +185,10 @@ def train(cfg: Config, folder: Path, device: str, seed: int) -> Dict[str, Any]:
         train_samples=len(runner.train_dataloader.dataset),
         resumed=bool(cfg.resume),
         train_seconds=seconds,
-        metrics={k: float(v)
-                 for k, v in runner.test().items()},
+        metrics={
+            k: float(v)
+            for k, v in runner.test().items()
+        },
         test_samples=len(runner.test_dataloader.dataset),
         environment=collect_environment(device, seed))
     write_json(folder / RESULT, result)
@@ -201,8 +203,8 @@ def compare_accuracy(
         seed: int = 0,
         device: str = 'cpu',
         cfg_options: Optional[Dict[str, Any]] = None,
-        report: Callable[[Dict[str, Any]], None] = print
-) -> List[Dict[str, Any]]:
+        report: Callable[[Dict[str, Any]],
+                         None] = print) -> List[Dict[str, Any]]:
     """Trains one config's model with several layers.
 
     The seed, the data and its order, the schedule and the test are the same
@@ -242,7 +244,9 @@ def compare_accuracy(
         folder = _folder(work_dir, name, spec.label, cfg)
         try:
             row.update(train(cfg, folder, device, seed), status='trained')
-        except Exception as error:  # costs this layer's row only
+        except UserError as error:  # costs this layer's row only
+            row.update(status='failed', reason=str(error))
+        except Exception as error:
             row.update(status='failed', reason=one_line(error))
         rows.append(row)
         report(row)

@@ -245,8 +245,8 @@ def cost(ndim: int, args: argparse.Namespace) -> Path:
     compare_cost(specs, shapes, setting, limits, modes, args.repeats, report,
                  record['checks'])
     text = '\n\n'.join(
-        f'{mode}\n' + cost_table(
-            [row for row in record['rows'] if row['mode'] == mode])
+        f'{mode}\n' +
+        cost_table([row for row in record['rows'] if row['mode'] == mode])
         for mode in modes)
     write_bytes(args.out / f'{name}.txt', (text + '\n').encode())
     draw_cost(record['rows'], title(record), args.out / f'{name}.png')
@@ -309,7 +309,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         raise UserError(f'--device {args.device} cannot be used: {reason}')
     tasks = [] if args.no_cost else [
         functools.partial(cost, ndim, args)
-        for ndim in sorted({len(s) for s in args.shapes}, reverse=True)
+        for ndim in sorted({len(s)
+                            for s in args.shapes}, reverse=True)
     ]
     if args.train:
         tasks.append(functools.partial(accuracy, args))

@@ -506,6 +506,13 @@ def attention_short() -> Optional[str]:
             '; `python tools/analysis_tools/compare_attention.py`')
 
 
+def ratio_to(row: dict) -> str:
+    """A ratio, named where it is not to attention over all tokens."""
+    ratio = number(row.get('ratio_of_medians'))
+    name = row.get('reference', '')
+    return f'{ratio} (`{name}`)' if name.startswith('FMA') else ratio
+
+
 def attention_cost(found: dict, picture: str) -> str:
     """All rows of one comparison, a table for each mode."""
     parts = [f'{attention_setting(found)}.']
@@ -525,7 +532,7 @@ def attention_cost(found: dict, picture: str) -> str:
                     number(seconds[f'quartile_{i}'] * 1e3) for i in (1, 3))
                 cells += [
                     number(seconds['median'] * 1e3), f'{low} to {high}',
-                    number(r.get('ratio_of_medians')),
+                    ratio_to(r),
                     number(r['peak_memory_bytes'] / 2**20)
                 ]
             else:

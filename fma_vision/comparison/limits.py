@@ -59,7 +59,10 @@ def available_memory(device: Union[str, torch.device]) -> Optional[int]:
     """
     device = torch.device(device)
     if device.type == 'cuda':
-        free, _ = torch.cuda.mem_get_info(device)
+        index = device.index
+        if index is None:
+            index = torch.cuda.current_device()
+        free, _ = torch.cuda.mem_get_info(index)
         return free + torch.cuda.memory_reserved(
             device) - torch.cuda.memory_allocated(device)
     return _free_on_host() if device.type == 'cpu' else None

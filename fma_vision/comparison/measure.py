@@ -87,7 +87,6 @@ class Contestant:
         self.forecast = Forecast()
         self.subject: Optional[Subject] = None
         self.row: Dict[str, Any] = {}
-        self.error: Optional[Exception] = None
 
     def enter(self, grid: Grid) -> None:
         """Goes on to a size: foretells, runs once, looks at the numbers.
@@ -99,7 +98,7 @@ class Contestant:
             grid: Tokens along each axis, more than before.
         """
         tokens = prod(grid)
-        self.subject, self.error = None, None
+        self.subject = None
         self.row = dict(
             layer=self.spec.label,
             config=_plain(self.spec.config),
@@ -112,8 +111,7 @@ class Contestant:
             self._enter(grid)
             self.row['status'] = 'measured'
         except Obstacle as obstacle:
-            self.subject = None
-            self.row.update(status=obstacle.status, reason=str(obstacle))
+            self._stop(obstacle)
 
     def _enter(self, grid: Grid) -> None:
         tokens, device = prod(grid), self.setting.device
@@ -176,13 +174,21 @@ class Contestant:
             self.barred = _obstacle(error)
         raise self.barred
 
+    def _stop(self, obstacle: Obstacle) -> None:
+        """Ends this size; frees what a traceback would keep alive."""
+        self.subject = None
+        obstacle.__traceback__ = None
+        self.row.update(status=obstacle.status, reason=str(obstacle))
+
     def __call__(self) -> None:
         """What is timed; an error ends it without costing the others."""
-        if self.error is None:
-            try:
-                self.subject()
-            except Exception as error:
-                self.error = error
+        if self.subject is None:
+            return
+        try:
+            self.subject()
+        except Exception as error:
+            self.barred = _obstacle(error)
+            self._stop(self.barred)
 
     def finish(self, samples: List[float]) -> None:
         """Completes the row.
@@ -190,9 +196,7 @@ class Contestant:
         Args:
             samples: Seconds of this call.
         """
-        if self.error is not None:
-            self.barred = _obstacle(self.error)
-            self.row.update(status=self.barred.status, reason=str(self.barred))
+        if self.subject is None:
             return
         seconds = summarise(samples)
         self.forecast.correct(seconds['median'])

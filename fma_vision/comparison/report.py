@@ -26,6 +26,14 @@ def short(count: Optional[float], digits: int = 3) -> str:
     return f'{count:.{digits}g}'
 
 
+def ratio_text(row: Dict[str, Any]) -> str:
+    """A row's ratio, with a star where FMA stands in for all tokens."""
+    if 'ratio_of_medians' not in row:
+        return '-'
+    star = '*' if row['reference'].startswith('FMA') else ''
+    return f'{row["ratio_of_medians"]:.3g}{star}'
+
+
 def cost_table(rows: List[Dict[str, Any]]) -> str:
     """Rows of :func:`~.measure.compare_cost` as lines of text."""
     width = max(max(len(row['layer']) for row in rows), 5)
@@ -42,13 +50,14 @@ def cost_table(rows: List[Dict[str, Any]]) -> str:
             continue
         seconds = row['seconds']
         low, high = seconds['quartile_1'] * 1e3, seconds['quartile_3'] * 1e3
-        ratio = row.get('ratio_of_medians')
         lines.append(f'{start}{seconds["median"] * 1e3:>11.4g}'
                      f'{f"{low:.4g} to {high:.4g}":>19}'
-                     f'{"-" if ratio is None else f"{ratio:.3g}":>8}'
+                     f'{ratio_text(row):>8}'
                      f'{row["peak_memory_bytes"] / 2**20:>10.1f}')
-    names = {row['reference'] for row in rows if 'reference' in row}
+    names = list(
+        dict.fromkeys(row['reference'] for row in rows if 'reference' in row))
     if names:
+        names = [f'{n} (*)' if n.startswith('FMA') else n for n in names]
         lines.append(f'ratio: median over that of {" or ".join(names)}')
     return '\n'.join(lines)
 

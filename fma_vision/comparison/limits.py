@@ -127,11 +127,13 @@ class Forecast:
         """Takes a measurement.
 
         Args:
-            tokens: More than those of the last one.
+            tokens: No fewer than those of the last one.
             macs: Multiply-adds, None if unknown.
             seconds: Of one call.
             peak_bytes: Most bytes of tensors, beyond those before it.
         """
+        if self._points and self._points[-1].tokens == tokens:
+            self._points.pop()  # another shape
         self._points.append(_Point(tokens, macs, seconds, peak_bytes))
 
     def correct(self, seconds: float) -> None:

@@ -14,7 +14,7 @@ from ..utils.timing import peak_memory, summarise, time_interleaved
 from .checks import EXACT, MACS, CheckError, check_layer
 from .limits import Forecast, Limits, gib, is_out_of_memory
 from .specs import LayerSpec
-from .subject import Setting, Subject
+from .subject import Setting, Subject, shape_text
 
 Grid = Tuple[int, ...]
 # Below, any layer fits; from there, sizes grow by no more than this.
@@ -121,38 +121,38 @@ class Contestant:
         macs = attention_layer_macs(subject.layer, *grid)
         if macs is not None:
             macs *= self.setting.batch
+        if macs is not None and not self.count:
+            self.row['macs'] = macs
         reason = self.forecast.obstacle(tokens, macs, self.limits, device)
         if reason:
             raise Obstacle('skipped', reason)
         seconds = self._first_run(subject)
         peak = self._guard(lambda: peak_memory(subject, device))
+        self.forecast.add(tokens, macs, seconds, peak)
         left = self.limits.memory
         if left is not None and peak > left:
             raise Obstacle('skipped', f'needs {gib(peak)} of {gib(left)}')
-        self.row['macs'] = macs
         if macs is None or self.count:
             self.row['macs'] = self._guard(lambda: measure_complexity(
                 subject.layer, subject.x.detach()).macs)
         self.row['peak_memory_bytes'] = peak
         self.subject = subject
-        self.forecast.add(tokens, macs, seconds, peak)
 
     def _first_run(self, subject: Subject) -> float:
         """Seconds of a call, the second one where that is quick."""
         result, seconds = self._timed(subject)
         complaint = subject.complaint(result)
         if complaint:
-            self.barred = Obstacle('failed', complaint)
-            raise self.barred
+            raise self._bar(Obstacle('failed', complaint))
         del result
         # The first call may have compiled, or built tables.
         if seconds < QUICK or self.row['tokens'] <= FEW_TOKENS * STEP:
             _, seconds = self._timed(subject)
         if seconds > self.limits.seconds:
-            self.barred = Obstacle(
-                'skipped', f'took {seconds:.3g} s a call, '
-                f'{self.limits.seconds:g} s allowed')
-            raise self.barred
+            raise self._bar(
+                Obstacle(
+                    'skipped', f'took {seconds:.3g} s a call, '
+                    f'{self.limits.seconds:g} s allowed'))
         return seconds
 
     def _timed(self, subject: Subject) -> Tuple[List[Any], float]:
@@ -171,8 +171,15 @@ class Contestant:
         try:
             return call()
         except Exception as error:
-            self.barred = _obstacle(error)
-        raise self.barred
+            obstacle = self._bar(_obstacle(error))
+        # Not above, where it would keep the error, and so its tensors.
+        raise obstacle
+
+    def _bar(self, obstacle: Obstacle) -> Obstacle:
+        """Keeps this layer from larger sizes, for the reason found here."""
+        shape = shape_text(self.row['shape'])
+        self.barred = Obstacle(obstacle.status, f'at {shape}: {obstacle}')
+        return obstacle
 
     def _stop(self, obstacle: Obstacle) -> None:
         """Ends this size; frees what a traceback would keep alive."""
@@ -187,8 +194,7 @@ class Contestant:
         try:
             self.subject()
         except Exception as error:
-            self.barred = _obstacle(error)
-            self._stop(self.barred)
+            self._stop(self._bar(_obstacle(error)))
 
     def finish(self, samples: List[float]) -> None:
         """Completes the row.

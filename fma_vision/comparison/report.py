@@ -1,19 +1,16 @@
 """Rows of a comparison as text and as a picture."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional
 
 import matplotlib
 
 matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402
 
+from .subject import shape_text  # noqa: E402
+
 MARKERS = 'osv^D*P<>Xdp'
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A grid as ``56x56``, or as ``4096``."""
-    return 'x'.join(map(str, shape))
 
 
 def short(count: Optional[float], digits: int = 3) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ class Setting:
     device: str = 'cpu'
     batch: int = 1
     seed: int = 0
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A grid as ``56x56``, or as ``4096``."""
+    return 'x'.join(map(str, shape))
 
 
 def build_layer(spec: LayerSpec, grid: Tuple[int, ...],

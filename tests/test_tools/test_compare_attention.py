@@ -196,7 +196,7 @@ def test_training_needs_more(every_layer):
 
 
 def test_layers_of_a_users_own(quick, mine, capsys):
-    found = quick('--layers', mine, '--shapes', '20x20', '32x32')
+    found = quick('--layers', mine, '--shapes', '20x20', '32x32', '40x40')
     rows = {(row['layer'], row['shape'][0]): row for row in found['rows']}
     mean = rows['fma_vision.Mean', 32]
     # One product with the mean token, counted as there is no formula.
@@ -206,7 +206,10 @@ def test_layers_of_a_users_own(quick, mine, capsys):
     assert rows['fma_vision.Hungry', 32]['status'] == 'skipped'
     assert rows['holes', 20]['status'] == 'measured'
     assert 'not finite' in rows['holes', 32]['reason']
-    for side in (20, 32):
+    # A larger size is not tried, and names the smaller one.
+    larger = rows['fma_vision.Hungry', 40]
+    assert larger['reason'].startswith('at 32x32: out of memory')
+    for side in (20, 32, 40):
         leaky = rows['fma_vision.Leaky', side]
         assert leaky['status'] == 'failed'
         assert 'alone and in a batch' in leaky['reason']
@@ -295,7 +298,7 @@ def test_memory_limit(quick, capsys):
         assert row['status'] == 'skipped' and 'seconds' not in row
         assert row['reason'].startswith('would need ')
         assert row['reason'].endswith(' of 0.512 MiB')
-        assert row['parameters'] > 0
+        assert row['parameters'] > 0 and row['macs'] > 0
     assert 'skipped: would need' in capsys.readouterr().out
 
 
@@ -335,6 +338,10 @@ def test_forecast():
     assert found.obstacle(1000, None, less, 'cpu').startswith('would need')
     assert found.obstacle(1000, None, Limits(seconds=1.01), 'cpu') is None
     assert 'would take 1 s' in found.obstacle(1000, None, Limits(seconds=.99),
+                                              'cpu')
+    # Another shape with as many tokens: 0.00004 n^2 - 0.003 n seconds.
+    found.add(200, None, 1., 7)
+    assert 'would take 37 s' in found.obstacle(1000, None, Limits(seconds=1),
                                               'cpu')
     found = limits.Forecast()
     found.add(100, 1000, 1., 1)

@@ -23,6 +23,11 @@ def short(count: Optional[float], digits: int = 3) -> str:
     return f'{count:.{digits}g}'
 
 
+def _ms(seconds: float) -> str:
+    value = seconds * 1e3
+    return f'{value:.0f}' if value >= 1000 else f'{value:.3g}'
+
+
 def ratio_text(row: Dict[str, Any]) -> str:
     """A row's ratio, with a star where FMA stands in for all tokens."""
     if 'ratio_of_medians' not in row:
@@ -46,9 +51,9 @@ def cost_table(rows: List[Dict[str, Any]]) -> str:
             lines.append(f'{start}  {row["status"]}: {row["reason"]}')
             continue
         seconds = row['seconds']
-        low, high = seconds['quartile_1'] * 1e3, seconds['quartile_3'] * 1e3
-        lines.append(f'{start}{seconds["median"] * 1e3:>11.4g}'
-                     f'{f"{low:.4g} to {high:.4g}":>19}'
+        low, high = _ms(seconds['quartile_1']), _ms(seconds['quartile_3'])
+        lines.append(f'{start}{_ms(seconds["median"]):>11}'
+                     f'{f"{low} to {high}":>19}'
                      f'{ratio_text(row):>8}'
                      f'{row["peak_memory_bytes"] / 2**20:>10.1f}')
     names = list(

@@ -342,7 +342,7 @@ def test_forecast():
     # Another shape with as many tokens: 0.00004 n^2 - 0.003 n seconds.
     found.add(200, None, 1., 7)
     assert 'would take 37 s' in found.obstacle(1000, None, Limits(seconds=1),
-                                              'cpu')
+                                               'cpu')
     found = limits.Forecast()
     found.add(100, 1000, 1., 1)
     # By multiply-adds where they are known, and no slower than tokens grow.

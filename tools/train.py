@@ -86,8 +86,8 @@ def train(args: argparse.Namespace):
         mmengine.runner.Runner: After the last iteration.
     """
     from fma_vision.engine import (UserError, build_runner, check_data,
-                                   load_config, prepare, select_device,
-                                   set_work_dir)
+                                   drop_validation, load_config, prepare,
+                                   select_device, set_work_dir)
     select_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.config, args.work_dir)
@@ -103,10 +103,7 @@ def train(args: argparse.Namespace):
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
     if args.no_validate:
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-        # Nothing is measured, so nothing can be the best.
-        cfg.get('default_hooks', {}).get('checkpoint',
-                                         {}).pop('save_best', None)
+        drop_validation(cfg)
     loaders = ('train_dataloader', 'val_dataloader')
     prepare(cfg, loaders, launcher=args.launcher, amp=args.amp)
     runner = build_runner(cfg)

@@ -1,8 +1,8 @@
 """Datasets of the configs: texts, and small real sets with class names.
 
 Each part of the images imports when its host package (mmsegmentation,
-mmpretrain) is installed, and the metric of texts when MMEngine is; the
-others work without it.
+mmpretrain) is installed, the metric of texts and the subset when MMEngine
+is; the others work without it.
 """
 from importlib.util import find_spec
 
@@ -13,8 +13,9 @@ from .text import TextDataset
 __all__ = ['TextDataset']
 
 if registry.HAS_MMENGINE:
+    from .subset import SpreadSubset
     from .text_metrics import BitsPerCharacter
-    __all__ += ['BitsPerCharacter']
+    __all__ += ['BitsPerCharacter', 'SpreadSubset']
 
 if find_spec('mmseg') is not None:
     from .metrics import SubsetIoUMetric

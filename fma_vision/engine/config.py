@@ -89,6 +89,17 @@ def set_work_dir(cfg: Config, path: str, work_dir: Optional[str]) -> None:
         cfg.work_dir = str(Path('work_dirs') / Path(path).stem)
 
 
+def drop_validation(cfg: Config) -> None:
+    """Make a training run not evaluate in between.
+
+    Args:
+        cfg (Config): Changed in place.
+    """
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    # Nothing is measured, so nothing can be the best.
+    cfg.get('default_hooks', {}).get('checkpoint', {}).pop('save_best', None)
+
+
 def datasets_of(node: Any) -> Iterator[dict]:
     """The dataset dicts inside a dataloader config, wrappers unfolded.
 

@@ -5,8 +5,9 @@ on a CPU. Here both get formulas: dense attention from its shapes, Fast
 Multipole Attention from the pairs that its hierarchy visits.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +129,28 @@ def count_parameters(*modules: nn.Module) -> int:
         for parameter in module.parameters()
     }
     return sum(seen.values())
+
+
+def attention_layer_macs(layer: nn.Module, *grid: int) -> Optional[int]:
+    """Multiply-adds of an attention layer on one image or text, by formula.
+
+    Args:
+        layer: One of :mod:`fma_vision.layers`, or with their conventions:
+            ``attention_macs(*grid)`` counts all but the linear layers named
+            ``qkv`` and ``proj``.
+        *grid: Tokens along each axis.
+
+    Returns:
+        What :func:`measure_complexity` counts, without running anything;
+        None for a layer without the formula.
+    """
+    if not hasattr(layer, 'attention_macs'):
+        return None
+    weights = sum(
+        module.weight.numel() for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear) and name.split('.')[-1] in ('qkv',
+                                                                     'proj'))
+    return layer.attention_macs(*grid) + weights * math.prod(grid)
 
 
 def measure_complexity(module: nn.Module, *inputs: Tensor,

@@ -11,6 +11,9 @@ from torch.autograd import DeviceType
 
 Call = Callable[[], object]
 
+# Of which a median means something.
+LEAST_SAMPLES = 3
+
 
 def _synchronize(device: torch.device) -> None:
     if device.type == 'cuda':
@@ -31,11 +34,13 @@ def time_interleaved(calls: Mapping[str, Call],
                      device: Union[str, torch.device] = 'cpu',
                      repeats: int = 20,
                      warmup: int = 3,
-                     least_seconds: float = 0.02) -> Dict[str, List[float]]:
+                     least_seconds: float = 0.02,
+                     most_seconds: float = math.inf) -> Dict[str, List[float]]:
     """Times several calls in turns, so that drifts hit all alike.
 
     Every round times each call once; each round starts with another one.
-    Calls shorter than ``least_seconds`` are repeated within a sample.
+    Calls shorter than ``least_seconds`` are repeated within a sample. One
+    untimed run of each call, after the warm-up, decides how often.
 
     Args:
         calls: What to time, by name.
@@ -43,15 +48,18 @@ def time_interleaved(calls: Mapping[str, Call],
         repeats: Samples of each call.
         warmup: Untimed runs of each call before.
         least_seconds: The least duration of one sample.
+        most_seconds: A call whose samples have taken so long together gets
+            no more than ``LEAST_SAMPLES``.
 
     Returns:
-        ``repeats`` samples for each name: seconds of one call.
+        ``repeats`` samples for each name, fewer of slow calls: seconds of
+        one call.
     """
     device = torch.device(device)
     names = list(calls)
     times = {}
     for name in names:
-        for _ in range(max(warmup, 1)):
+        for _ in range(warmup):
             calls[name]()
         once = _seconds(calls[name], 1, device)
         times[name] = max(1, math.ceil(least_seconds / max(once, 1e-9)))
@@ -59,6 +67,9 @@ def time_interleaved(calls: Mapping[str, Call],
     for turn in range(repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            taken = sum(samples[name]) * times[name]
+            if taken > most_seconds and len(samples[name]) >= LEAST_SAMPLES:
+                continue
             samples[name].append(_seconds(calls[name], times[name], device))
     return samples
 

@@ -32,17 +32,16 @@ from torch import Tensor
 
 from fma_vision.engine import UserError, run_tool
 from fma_vision.layers import FMAttention2D
+from fma_vision.utils.arguments import positive
 from fma_vision.utils.complexity import count_parameters
 from fma_vision.utils.configs import (build_model, input_channels,
                                       is_language_model, load_model_config)
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
+from fma_vision.utils.precision import (DTYPES, TOLERANCES, autocast,
+                                        relative_error)
 from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
 
-DTYPES = dict(
-    float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
-# Relative to the largest output; by the dtype of the products.
-TOLERANCES = dict(float32=1e-3, float16=3e-2, bfloat16=1e-1)
 # Several levels of cells, with ragged borders, yet cheap for the reference.
 CHECK_SIZE = (200, 200)
 
@@ -55,14 +54,6 @@ def image_size(text: str) -> Tuple[int, int]:
         raise argparse.ArgumentTypeError(
             f'a side or HxW with positive numbers is allowed, got {text!r}')
     return size[0], size[-1]
-
-
-def positive(text: str) -> int:
-    """Reads a positive whole number."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f'a positive whole number is allowed, got {text!r}')
-    return int(text)
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -159,12 +150,7 @@ class Subject:
         return image.to(self.args.device)
 
     def autocast(self) -> torch.autocast:
-        kind = torch.device(self.args.device).type
-        dtype = DTYPES[self.args.dtype]
-        # The context refuses float32 even when it is switched off.
-        enabled = dtype is not torch.float32
-        return torch.autocast(
-            kind, dtype=dtype if enabled else None, enabled=enabled)
+        return autocast(self.args.device, self.args.dtype)
 
     def run(self, image: Tensor) -> List[Tensor]:
         """One forward pass without gradients, as a flat list of maps."""
@@ -235,8 +221,7 @@ class Subject:
                  what: str) -> None:
         tolerance = TOLERANCES[self.args.dtype]
         for a, b in zip(found, reference):
-            error = (a.float() - b.float()).abs().max()
-            error = float(error / b.float().abs().max().clamp(min=1e-12))
+            error = relative_error(a, b)
             if not error <= tolerance:
                 raise UserError(
                     f'{self.name}: differs from {what} by {error:.1e} of the '

@@ -129,8 +129,9 @@ class _FMAttention(nn.Module):
         if learned:
             options['value_summaries'] = self.value_summaries(
                 value, tree, key_mask)
-        if self.relative_position_bias_table is not None:
-            options.update(self.relative_position_bias_table(tree.num_levels))
+        relative = self.relative_position_bias_table
+        if relative is not None:
+            options.update(relative.tables(tree.num_levels))
         for part in self._parts_by_level():
             idle = part.idle(tree.num_levels)
             bias = bias if idle is None else bias + idle

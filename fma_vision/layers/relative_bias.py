@@ -72,7 +72,7 @@ class RelativeBias(nn.Module):
         """Names of parameters that should not decay."""
         return {'near_bias', 'far_bias'}
 
-    def forward(self, num_levels: int) -> Dict[str, Any]:
+    def tables(self, num_levels: int) -> Dict[str, Any]:
         """What the op takes as ``near_bias`` and, per level, ``far_bias``."""
         sets = self.far_bias.unbind()
         far = [sets[min(i, len(sets) - 1)] for i in range(num_levels)]

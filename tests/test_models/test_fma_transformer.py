@@ -1,6 +1,7 @@
 """The backbone: sizes, options, and that attention sees real tokens only."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from fma_vision import FMATransformer
 from fma_vision.models.backbones.blocks import PatchMerging
+from fma_vision.utils.complexity import measure_complexity
 
 TWIN = dict(type='WindowAttention', window_size=7)
 SMALL = dict(embed_dims=16, depths=[1, 1, 2], num_heads=[1, 2, 4])
@@ -265,6 +267,25 @@ def test_positions_break_the_mirror(name):
     out, mirrored = (model.eval()(y)[0] for y in (x, x.flip(-1)))
     equal = torch.allclose(out, mirrored.flip(-1), rtol=1e-3, atol=1e-3)
     assert equal == (name == 'none')
+
+
+@pytest.mark.parametrize('name', ['absolute', 'rotary', 'relative'])
+def test_positions_are_counted(name):
+    """Tables are parameters; neither they nor turning adds products."""
+    x = torch.randn(1, 3, 28, 28)
+    model = FMATransformer(SMALL, **POSITIONS[name])
+    count = measure_complexity(model, x)
+    attn = dict(type='FMAttention2D', cell_size=4 if name == 'absolute' else 2)
+    plain = FMATransformer(SMALL, position='none', attn=attn)
+    expected = measure_complexity(plain, x)
+    tables = sum(param.numel() for key, param in model.named_parameters()
+                 if key in model.no_weight_decay())
+    assert count.parameters == expected.parameters + tables
+    assert (tables > 0) == (name != 'rotary')
+    if name == 'relative':  # a dense fallback counts all it does
+        assert count.macs >= expected.macs
+    else:
+        assert count == replace(expected, parameters=count.parameters)
 
 
 def test_no_positions_by_none_or_by_name():

@@ -52,6 +52,21 @@ def quick_init(monkeypatch) -> None:
                             lambda tensor, *_, **__: tensor)
 
 
+def test_schedules_spare_what_must_not_decay() -> None:
+    """Each recipe lists the names that our models give."""
+    from fma_vision.models import FMALanguageModel, FMATransformer
+    found = set()
+    for path in sorted((FOLDER / '_base_' / 'schedules').glob('*.py')):
+        optim = load_config(str(path)).get('optim_wrapper', {})
+        model = FMALanguageModel if path.stem == 'schedule_lm' else \
+            FMATransformer
+        keys = optim['paramwise_cfg']['custom_keys']
+        for key in model.no_decay_keys:
+            assert keys[key]['decay_mult'] == 0, (path.name, key)
+        found.add(path.stem)
+    assert {'schedule_lm', 'imagenet_bs1024_adamw_300e'} < found
+
+
 def test_every_family_is_there() -> None:
     assert {p.parts[-2] for p in SMALL} == set(SMALL_SETS)
     for family in SMALL_SETS:

@@ -10,16 +10,19 @@ from .baselines import (Fastformer, FMMformerAttention1D, FMMformerAttention2D,
                         LongShortAttention, LongShortAttention1D,
                         MANOAttention, NeighborhoodAttention, WindowAttention)
 from .build import ATTENTION_LAYERS, build_attention
-from .positions import ConditionalPosition, build_position, rotate
+from .positions import (AbsolutePosition, ConditionalPosition, build_position,
+                        rotate)
+from .relative_bias import RelativeBias
 from .summaries import (AverageSummaries, ConvSummaries, GroupedConvSummaries,
                         HierarchicalSummaries, build_summaries)
 
 __all__ = [
-    'ATTENTION_LAYERS', 'AverageSummaries', 'ConditionalPosition',
-    'ConvSummaries', 'FMAttention1D', 'FMAttention2D', 'FMMformerAttention1D',
-    'FMMformerAttention2D', 'Fastformer', 'FullAttention', 'FullAttention1D',
-    'GlobalFilter', 'GroupedConvSummaries', 'HierarchicalSummaries',
-    'LongShortAttention', 'LongShortAttention1D', 'MANOAttention',
-    'NeighborhoodAttention', 'WindowAttention', 'build_attention',
-    'build_position', 'build_summaries', 'rotate'
+    'ATTENTION_LAYERS', 'AbsolutePosition', 'AverageSummaries',
+    'ConditionalPosition', 'ConvSummaries', 'FMAttention1D', 'FMAttention2D',
+    'FMMformerAttention1D', 'FMMformerAttention2D', 'Fastformer',
+    'FullAttention', 'FullAttention1D', 'GlobalFilter', 'GroupedConvSummaries',
+    'HierarchicalSummaries', 'LongShortAttention', 'LongShortAttention1D',
+    'MANOAttention', 'NeighborhoodAttention', 'RelativeBias',
+    'WindowAttention', 'build_attention', 'build_position', 'build_summaries',
+    'rotate'
 ]

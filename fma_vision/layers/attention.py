@@ -1,6 +1,6 @@
 """Fast Multipole Attention as layers: projections around the op."""
 
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -10,6 +10,7 @@ from fma_kernels import Hierarchy, fma1d, fma2d
 
 from .common import check_tokens, drop_masked, head_dim_of
 from .positions import angle_dtype, check_rotary, rotate
+from .relative_bias import RelativeBias
 from .summaries import build_summaries
 
 
@@ -17,6 +18,7 @@ class _FMAttention(nn.Module):
     """What the 1D and the 2D layer share; see :class:`FMAttention2D`."""
 
     ndim: int
+    default_rotary_base: float
 
     def __init__(self,
                  dim: int,
@@ -31,7 +33,9 @@ class _FMAttention(nn.Module):
                  pool_queries: Union[bool, str] = False,
                  attn_drop: float = 0.,
                  proj_drop: float = 0.,
-                 backend: str = 'auto') -> None:
+                 backend: str = 'auto',
+                 positions: Optional[str] = None,
+                 rotary_base: Optional[float] = None) -> None:
         super().__init__()
         self.dim = dim
         self.num_heads = num_heads
@@ -43,6 +47,13 @@ class _FMAttention(nn.Module):
         if pool_queries != 'learned' and not isinstance(pool_queries, bool):
             raise ValueError("pool_queries must be False, True or 'learned', "
                              f'got {pool_queries!r}')
+        if positions not in (None, 'rotary', 'relative'):
+            raise ValueError("positions must be None, 'rotary' or 'relative', "
+                             f'got {positions!r}')
+        if rotary_base is None:
+            rotary_base = self.default_rotary_base
+        if positions == 'rotary':
+            check_rotary(self.head_dim, rotary_base, self.ndim)
         self.cell_size = cell_size
         self.num_levels = num_levels
         self.rank = rank
@@ -51,7 +62,8 @@ class _FMAttention(nn.Module):
         self.attn_drop = attn_drop
         self.backend = backend
         self.causal = False
-        self.positions: Optional[str] = None
+        self.positions = positions
+        self.rotary_base = rotary_base
 
         def pooling(form: Union[str, dict] = summaries) -> nn.Module:
             return build_summaries(
@@ -72,6 +84,11 @@ class _FMAttention(nn.Module):
             if learned and not self.query_summaries.learned:
                 raise ValueError("pool_queries='learned' needs summaries that "
                                  f'learn, got summaries={summaries!r}')
+        # The name that hosts spare from weight decay for Swin.
+        self.relative_position_bias_table: Optional[RelativeBias] = None
+        if positions == 'relative':
+            self.relative_position_bias_table = RelativeBias(
+                self.ndim, num_heads, cell_size, rank, max_levels, num_levels)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -92,29 +109,9 @@ class _FMAttention(nn.Module):
             self.head_dim,
             pool_queries=bool(self.pool_queries)) // 2
 
-    def forward(self,
-                x: torch.Tensor,
-                key_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """Attend from every token to every other.
-
-        Args:
-            x (Tensor): ``[B, *grid, dim]``.
-            key_mask (Tensor, optional): bool ``[B, *grid]``, True = real.
-                Masked tokens are attended by none, whatever they hold.
-
-        Returns:
-            Tensor: ``[B, *grid, dim]``.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
-        """
-        return self._attend(x, key_mask)
-
-    def _attend(self,
-                x: torch.Tensor,
-                key_mask: Optional[torch.Tensor],
-                offset: int = 0) -> torch.Tensor:
-        """See :meth:`forward`; ``offset`` is the position of token 0."""
+    def _attend(self, x: torch.Tensor, key_mask: Optional[torch.Tensor],
+                offset: Sequence[int]) -> torch.Tensor:
+        """See ``forward``; ``offset`` is the position of token 0, by axis."""
         grid = check_tokens(x, self.dim, self.ndim)
         x = drop_masked(x, key_mask)
         # [B, *grid, 3, heads, head_dim]; the views stay strided.
@@ -123,23 +120,27 @@ class _FMAttention(nn.Module):
         options: Dict[str, Any] = dict(num_levels=self.num_levels)
         bias = self.proj.bias
         learned = self.key_summaries.learned
+        rotary = self.positions == 'rotary'
         if learned or self.positions:
             tree = self.hierarchy(*grid)
-            options = dict(
-                num_levels=tree.num_levels,
-                key_summaries=self.key_summaries(key, tree, key_mask))
+            options = dict(num_levels=tree.num_levels)
+        if learned or rotary:
+            options['key_summaries'] = self.key_summaries(key, tree, key_mask)
         if learned:
             options['value_summaries'] = self.value_summaries(
                 value, tree, key_mask)
-            for form in self._learned_forms():
-                idle = form.idle(tree.num_levels)
-                bias = bias if idle is None else bias + idle
+        relative = self.relative_position_bias_table
+        if relative is not None:
+            options.update(relative.tables(tree.num_levels))
+        for part in self._parts_by_level():
+            idle = part.idle(tree.num_levels)
+            bias = bias if idle is None else bias + idle
         if self.pool_queries:
             options['pool_queries'] = True
-            if self.query_summaries.learned or self.positions:
+            if self.query_summaries.learned or rotary:
                 options['query_summaries'] = self.query_summaries(
                     query, tree, key_mask)
-        if self.positions:
+        if rotary:
             query, key = self._turned(qkv[..., :2, :, :], offset)
             for name in ('query_summaries', 'key_summaries'):
                 if name in options:
@@ -163,14 +164,77 @@ class _FMAttention(nn.Module):
         out = out.flatten(-2)  # [B, *grid, dim]
         return self.proj_drop(F.linear(out, self.proj.weight, bias))
 
-    def _learned_forms(self) -> List[nn.Module]:
+    def _parts_by_level(self) -> List[nn.Module]:
+        """What owns weights for each level."""
         forms = self.key_summaries, self.value_summaries, self.query_summaries
-        return [x for x in forms if x is not None and x.learned]
+        learned = [x for x in forms if x is not None and x.learned]
+        if self.relative_position_bias_table is None:
+            return learned
+        return [*learned, self.relative_position_bias_table]
+
+    # -------------------------------------------------------------- rotary
+    def summary_positions(
+            self,
+            hierarchy: Hierarchy,
+            level: int,
+            device: torch.device,
+            offset: Optional[Sequence[int]] = None) -> List[torch.Tensor]:
+        """Centres of the sub-cells of a level, in tokens.
+
+        Nominal centres, start + (side - 1) / 2, also where a border or a
+        mask leaves only some of the tokens.
+
+        Args:
+            hierarchy (Hierarchy): The cells.
+            level (int): From 1.
+            device (torch.device): Of the result.
+            offset (sequence[int], optional): Position of the first token, by
+                axis; 0 by default.
+
+        Returns:
+            list[Tensor]: For each axis, floating, what broadcasts to
+            ``[*grid_l, rank**d]``.
+        """
+        side = hierarchy.widths[level - 1] // self.rank
+        found = []
+        for axis, cells in enumerate(hierarchy.grids[level - 1]):
+            at = _indices(cells * self.rank, device) * side + (side - 1) / 2
+            if offset is not None:
+                at = at + offset[axis]
+            # The sub-cells of a cell are in row-major order.
+            parts = [1] * self.ndim
+            parts[axis] = self.rank
+            at = at.view(cells, *parts)
+            at = at.expand(cells, *[self.rank] * self.ndim).flatten(1)
+            after = [1] * (self.ndim - 1 - axis)
+            found.append(at.view(cells, *after, hierarchy.num_parts))
+        return found
+
+    def _turned(self, query_key: torch.Tensor,
+                offset: Sequence[int]) -> Tuple[torch.Tensor, ...]:
+        """Queries and keys ``[B, *grid, 2, heads, head_dim]``, rotated."""
+        tokens = []
+        for axis, size in enumerate(query_key.shape[1:-3]):
+            at = _indices(size, query_key.device) + offset[axis]
+            # One axis for the pair, one for each axis of the grid after it.
+            tokens.append(at.view(size, *[1] * (self.ndim - axis)))
+        return rotate(query_key, tokens, self.rotary_base).unbind(-3)
+
+    def _turned_summaries(self, levels: List[torch.Tensor],
+                          hierarchy: Hierarchy,
+                          offset: Sequence[int]) -> List[torch.Tensor]:
+        """Summaries, rotated to the centres of their sub-cells."""
+        return [
+            rotate(x, self.summary_positions(hierarchy, level, x.device,
+                                             offset), self.rotary_base)
+            for level, x in enumerate(levels, 1)
+        ]
 
     def extra_repr(self) -> str:
         return (f'heads={self.num_heads}, cell_size={self.cell_size}, '
                 f'num_levels={self.num_levels}, rank={self.rank}, '
-                f'mass={self.mass}, pool_queries={self.pool_queries!r}')
+                f'mass={self.mass}, pool_queries={self.pool_queries!r}, '
+                f'positions={self.positions!r}')
 
 
 class FMAttention2D(_FMAttention):
@@ -190,7 +254,8 @@ class FMAttention2D(_FMAttention):
         summaries (str | dict): ``'avg'``, ``'grouped_conv'``, ``'conv'``,
             ``'hierarchical'``, or a dict with one of them as ``type`` and
             its arguments; see :func:`~fma_vision.layers.build_summaries`.
-        max_levels (int, optional): Weight sets of learned summaries.
+        max_levels (int, optional): Weight sets of learned summaries and of
+            relative biases, which reuse their last beyond it.
             ``'grouped_conv'`` and ``'conv'`` clip the levels to it,
             ``'hierarchical'`` reuses its last step beyond.
         qkv_bias (bool): Bias in the query, key, value projection.
@@ -204,12 +269,49 @@ class FMAttention2D(_FMAttention):
         attn_drop (float): Dropout on attention weights.
         proj_drop (float): Dropout on the output.
         backend (str): Backend of the op.
+        positions (str, optional): ``'rotary'`` turns queries and keys, half
+            of the channels by the row and half by the column
+            (:func:`~fma_vision.layers.rotate`). Keys (and queries) are
+            pooled as they are, and their summaries turned to the centre of
+            their sub-cell: shifting the whole grid changes nothing.
+            ``'relative'`` adds learned tables to the logits
+            (:class:`~fma_vision.layers.RelativeBias`), of which ``max_levels``
+            counts the sets. None leaves positions to the caller.
+        rotary_base (float, optional): Base of the rotary frequencies.
+            Defaults to 100, that of the axial form in arXiv 2403.13298:
+            maps are shorter than texts.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or rotary positions meet
+            a ``head_dim`` that is no multiple of 4.
     """
 
     ndim = 2
+    default_rotary_base = 100.
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        key_mask: Optional[torch.Tensor] = None,
+        offset: Sequence[int] = (0, 0)
+    ) -> torch.Tensor:
+        """Attend from every token to every other.
+
+        Args:
+            x (Tensor): ``[B, H, W, dim]``.
+            key_mask (Tensor, optional): bool ``[B, H, W]``, True = real.
+                Masked tokens are attended by none, whatever they hold.
+            offset (tuple[int, int]): Row and column of the first token.
+
+        Returns:
+            Tensor: ``[B, H, W, dim]``.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        if not isinstance(offset, (tuple, list)) or len(offset) != 2:
+            raise ValueError(f'offset must be (row, column), got {offset!r}')
+        return self._attend(x, key_mask, offset)
 
 
 class FMAttention1D(_FMAttention):
@@ -217,15 +319,11 @@ class FMAttention1D(_FMAttention):
 
     Args:
         dim, num_heads, cell_size, num_levels, rank, summaries, max_levels,
-            qkv_bias, mass, pool_queries, attn_drop, proj_drop, backend: As
-            :class:`FMAttention2D`, on tokens ``[B, N, dim]``.
+            qkv_bias, mass, pool_queries, attn_drop, proj_drop, backend,
+            positions: As :class:`FMAttention2D`, on tokens ``[B, N, dim]``.
         causal (bool): Attend to the left only. Defaults to False.
-        positions (str, optional): ``'rotary'`` turns queries and keys by
-            their position (:func:`~fma_vision.layers.rotate`); None leaves
-            positions to the caller. Keys (and queries) are pooled as they
-            are, and their summaries turned to the centre of their sub-cell:
-            shifting the whole sequence changes nothing.
-        rotary_base (float): Base of the rotary frequencies.
+        rotary_base (float, optional): Base of the rotary frequencies.
+            Defaults to 10000.
 
     Raises:
         ValueError: If an argument is out of range, or rotary positions meet
@@ -233,28 +331,20 @@ class FMAttention1D(_FMAttention):
     """
 
     ndim = 1
+    default_rotary_base = 10000.
 
     def __init__(self,
                  dim: int,
                  num_heads: int,
                  *args: Any,
                  causal: bool = False,
-                 positions: Optional[str] = None,
-                 rotary_base: float = 10000.,
                  **kwargs: Any) -> None:
         super().__init__(dim, num_heads, *args, **kwargs)
-        if positions not in (None, 'rotary'):
-            raise ValueError("positions must be None or 'rotary', got "
-                             f'{positions!r}')
-        if positions:
-            check_rotary(self.head_dim, rotary_base)
         if causal and self.pool_queries:
             raise ValueError('pool_queries must be False when causal=True, '
                              f'got {self.pool_queries!r}: a pooled query '
                              'mixes later tokens into earlier outputs')
         self.causal = causal
-        self.positions = positions
-        self.rotary_base = rotary_base
 
     def forward(self,
                 x: torch.Tensor,
@@ -274,44 +364,7 @@ class FMAttention1D(_FMAttention):
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
-        return self._attend(x, key_mask, offset)
-
-    def summary_positions(self, hierarchy: Hierarchy, level: int,
-                          device: torch.device) -> torch.Tensor:
-        """Centres of the sub-cells of a level, in tokens.
-
-        Nominal centres, start + (side - 1) / 2, also where a border or a
-        mask leaves only some of the tokens.
-
-        Args:
-            hierarchy (Hierarchy): The cells.
-            level (int): From 1.
-            device (torch.device): Of the result.
-
-        Returns:
-            Tensor: Floating ``[cells, rank]``.
-        """
-        cells, = hierarchy.grids[level - 1]
-        side = hierarchy.widths[level - 1] // self.rank
-        index = _indices(cells * self.rank, device)
-        return (index * side + (side - 1) / 2).view(cells, self.rank)
-
-    def _turned(self, query_key: torch.Tensor,
-                offset: int) -> Tuple[torch.Tensor, ...]:
-        """Queries and keys ``[B, N, 2, heads, head_dim]``, rotated apart."""
-        tokens = _indices(query_key.shape[1], query_key.device) + offset
-        turned = rotate(query_key, tokens[:, None], self.rotary_base)
-        return turned.unbind(2)
-
-    def _turned_summaries(self, levels: List[torch.Tensor],
-                          hierarchy: Hierarchy,
-                          offset: int) -> List[torch.Tensor]:
-        """Summaries, rotated to the centres of their sub-cells."""
-        return [
-            rotate(x,
-                   self.summary_positions(hierarchy, level, x.device) + offset,
-                   self.rotary_base) for level, x in enumerate(levels, 1)
-        ]
+        return self._attend(x, key_mask, (offset, ))
 
 
 def _indices(count: int, device: torch.device) -> torch.Tensor:

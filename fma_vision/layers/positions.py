@@ -1,26 +1,29 @@
 """Position encodings for feature maps and sequences of any size."""
 
-from typing import Optional, Tuple, Union
+from typing import Any, Callable, Optional, Sequence, Set, Tuple, Union
 
 import torch
 import torch.nn as nn
+from timm.layers import resample_abs_pos_embed_nhwc, trunc_normal_
 
 
-def check_rotary(head_dim: int, base: float) -> None:
+def check_rotary(head_dim: int, base: float, ndim: int = 1) -> None:
     """Check what :func:`rotate` needs to know beforehand.
 
     Raises:
-        ValueError: If ``head_dim`` is odd or ``base`` not positive.
+        ValueError: If ``head_dim`` does not split into pairs for each of
+            ``ndim`` axes, or ``base`` is not positive.
     """
-    if head_dim % 2:
+    if head_dim % (2 * ndim):
+        need = 'even' if ndim == 1 else f'a multiple of {2 * ndim}'
         raise ValueError('rotary positions turn pairs of channels: head_dim '
-                         f'must be even, got {head_dim}')
+                         f'must be {need}, got {head_dim}')
     if not base > 0:
         raise ValueError(f'rotary_base must be positive, got {base}')
 
 
 def rotate(x: torch.Tensor,
-           positions: torch.Tensor,
+           positions: Union[torch.Tensor, Sequence[torch.Tensor]],
            base: float = 10000.) -> torch.Tensor:
     """Rotary position encoding (arXiv 2104.09864), by halves.
 
@@ -29,29 +32,45 @@ def rotate(x: torch.Tensor,
     ``position * base**(-2 i / head_dim)``, so that the product of a rotated
     query and a rotated key depends on the difference of positions alone.
 
+    With positions along d axes, each axis turns its share of the pairs, the
+    first axis the first, at the speeds of a head with head_dim / d channels:
+    the axial form of arXiv 2403.13298.
+
     Args:
         x (Tensor): ``[..., n, heads, head_dim]``, floating point.
-        positions (Tensor): ``[n]``, or what broadcasts to ``x.shape[:-2]``;
-            fractions are allowed.
+        positions (Tensor | sequence[Tensor]): ``[n]``, or what broadcasts to
+            ``x.shape[:-2]``; fractions are allowed. One for each axis, if
+            there are several.
         base (float): Positive; a larger base turns slower.
 
     Returns:
         Tensor: Like ``x``, in its dtype.
 
     Raises:
-        ValueError: If ``head_dim`` is odd or ``base`` not positive.
+        ValueError: If ``head_dim`` does not split into pairs for each axis,
+            or ``base`` is not positive.
     """
-    head_dim = x.shape[-1]
-    check_rotary(head_dim, base)
+    axes = [positions] if torch.is_tensor(positions) else list(positions)
+    check_rotary(x.shape[-1], base, len(axes))
+    share = x.shape[-1] // len(axes)  # channels of an axis
     # Around position 1e6, float32 angles would be 0.06 apart.
     wide = angle_dtype(x.device)
-    exponents = torch.arange(0, head_dim, 2, dtype=wide, device=x.device)
-    speed = base**(-exponents / head_dim)
-    angles = positions.to(wide)[..., None, None] * speed
+    exponents = torch.arange(0, share, 2, dtype=wide, device=x.device)
+    speed = base**(-exponents / share)
+    angles = [at.to(wide)[..., None, None] * speed for at in axes]
     # Turned in float32 or wider, rounded once.
     dtype = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = (
+        _side_by_side([function(angle).to(dtype) for angle in angles])
+        for function in (torch.cos, torch.sin))
     return _Turn.apply(x.to(dtype), cos, sin).to(x.dtype)
+
+
+def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join ``[..., C]`` along the channels; the other axes broadcast."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(torch.broadcast_tensors(*parts), dim=-1)
 
 
 class _Turn(torch.autograd.Function):
@@ -128,19 +147,91 @@ class ConditionalPosition(nn.Module):
         return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class AbsolutePosition(nn.Module):
+    """A learned vector for each place of a map, as in ViT and Swin.
+
+    Added once, after the patches are embedded. On a map of another size the
+    table is interpolated (bicubic, smoothed where it shrinks, in float32),
+    and so it is when the weights of a table of another size are loaded.
+
+    Args:
+        dim (int): Channels.
+        size (int | tuple[int, int]): Height and width of the map that the
+            table is for, in tokens: image size over patch size.
+
+    Raises:
+        ValueError: If ``size`` is not positive.
+    """
+
+    # In the stem of a backbone, not in each block.
+    in_stem = True
+
+    def __init__(self, dim: int, size: Union[int, Sequence[int]]) -> None:
+        super().__init__()
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError('size must be a positive int or (height, width) '
+                             f'of these, got {size!r}')
+        # The name that hosts spare from weight decay for Swin.
+        self.absolute_pos_embed = nn.Parameter(torch.zeros(1, *sides, dim))
+        trunc_normal_(self.absolute_pos_embed, std=.02)
+
+    def no_weight_decay(self) -> Set[str]:
+        """Names of parameters that should not decay."""
+        return {'absolute_pos_embed'}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, H, W, dim]`` to the same shape."""
+        table = self.absolute_pos_embed
+        return x + resample_abs_pos_embed_nhwc(table, list(x.shape[1:3]))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any,
+                              **kwargs: Any) -> None:
+        own = self.absolute_pos_embed.shape
+        resize_loaded(
+            state_dict, prefix + 'absolute_pos_embed', own,
+            lambda table: resample_abs_pos_embed_nhwc(table, list(own[1:3]))
+            if table.ndim == 4 and len(table) == 1 else table)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def resize_loaded(state_dict: dict, name: str, shape: Sequence[int],
+                  resize: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Resize a table that is about to be loaded, where it has another shape.
+
+    Args:
+        state_dict (dict): What a ``_load_from_state_dict`` may write to.
+        name (str): Of the table.
+        shape (sequence[int]): That the module needs.
+        resize (callable): Returns the table in that shape, or as it is if it
+            is no such table, for PyTorch to refuse.
+    """
+    table = state_dict.get(name)
+    if torch.is_tensor(table) and table.shape != shape:
+        with torch.no_grad():
+            state_dict[name] = resize(table)
+
+
 POSITIONS = {
+    'AbsolutePosition': AbsolutePosition,
     'ConditionalPosition': ConditionalPosition,
     'none': nn.Identity,
 }
 
 
-def build_position(cfg: Optional[Union[str, dict]], dim: int) -> nn.Module:
+def build_position(cfg: Optional[Union[str, dict]],
+                   dim: int,
+                   in_stem: Optional[bool] = None) -> nn.Module:
     """Build a position encoding for maps ``[B, H, W, dim]``.
 
     Args:
-        cfg (str | dict, optional): ``'ConditionalPosition'``, ``'none'`` or
-            a dict with ``type`` and the arguments. None means ``'none'``.
+        cfg (str | dict, optional): ``'ConditionalPosition'``,
+            ``'AbsolutePosition'``, ``'none'`` or a dict with ``type`` and
+            the arguments. None means ``'none'``.
         dim (int): Channels.
+        in_stem (bool, optional): Where in a backbone it is built for; an
+            encoding that belongs to the other place gives an identity. None
+            builds it in any case.
 
     Raises:
         ValueError: If the type is unknown.
@@ -152,4 +243,7 @@ def build_position(cfg: Optional[Union[str, dict]], dim: int) -> nn.Module:
     if key not in POSITIONS:
         raise ValueError(f'position type {name!r} is unknown; allowed: '
                          f'{sorted(POSITIONS)}')
-    return POSITIONS[key](dim, **cfg)
+    cls = POSITIONS[key]
+    if in_stem not in (None, getattr(cls, 'in_stem', False)):
+        return nn.Identity()
+    return cls(dim, **cfg)

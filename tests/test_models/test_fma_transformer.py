@@ -1,6 +1,7 @@
 """The backbone: sizes, options, and that attention sees real tokens only."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,27 @@ from torch import nn
 
 from fma_vision import FMATransformer
 from fma_vision.models.backbones.blocks import PatchMerging
+from fma_vision.utils.complexity import measure_complexity
 
 TWIN = dict(type='WindowAttention', window_size=7)
 SMALL = dict(embed_dims=16, depths=[1, 1, 2], num_heads=[1, 2, 4])
+# Every form of positions, by config.
+POSITIONS = {
+    'conditional':
+    dict(),
+    'absolute':
+    dict(position=dict(type='AbsolutePosition', size=(7, 7))),
+    'rotary':
+    dict(
+        position='none',
+        attn=dict(type='FMAttention2D', cell_size=2, positions='rotary')),
+    'relative':
+    dict(
+        position='none',
+        attn=dict(type='FMAttention2D', cell_size=2, positions='relative')),
+    'none':
+    dict(position='none'),
+}
 # Layers that own attention products: mul-adds are counted by them.
 LINEAR = (nn.Linear, nn.Conv2d)
 
@@ -169,6 +188,9 @@ def test_out_indices_build_what_they_need():
         dict(attn=dict(type='FMAttention2D', summaries='grouped_conv')),
         dict(with_cp=True),
         dict(drop_path_rate=.5, drop_rate=.1),
+        *POSITIONS.values(),
+        dict(with_cp=True, **POSITIONS['absolute']),
+        dict(with_cp=True, **POSITIONS['relative']),
     ],
     ids=str)
 def test_no_parameter_is_unused(kwargs):
@@ -179,7 +201,13 @@ def test_no_parameter_is_unused(kwargs):
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_ddp_steps(tmp_path):
+@pytest.mark.parametrize(
+    'attn', [
+        dict(type='FMAttention2D', summaries='grouped_conv'),
+        dict(type='FMAttention2D', positions='relative')
+    ],
+    ids=str)
+def test_ddp_steps(tmp_path, attn):
     """DDP itself raises on the second pass if a parameter went unused."""
     if not torch.distributed.is_available():
         pytest.skip('torch is built without torch.distributed')
@@ -187,9 +215,7 @@ def test_ddp_steps(tmp_path):
         'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
         model = nn.parallel.DistributedDataParallel(
-            FMATransformer(
-                SMALL,
-                attn=dict(type='FMAttention2D', summaries='grouped_conv')))
+            FMATransformer(SMALL, attn=attn))
         for _ in range(2):
             model(torch.randn(1, 3, 40, 40))[0].sum().backward()
     finally:
@@ -211,6 +237,124 @@ def test_train_and_eval_return_the_model():
     model = FMATransformer(SMALL)
     assert model.train() is model and model.training
     assert model.eval() is model and not model.training
+
+
+@pytest.mark.parametrize('name', POSITIONS)
+def test_positions_by_config_at_any_size(name):
+    """Each form, at sizes that it was not built for."""
+    model = FMATransformer(SMALL, out_indices=(0, 1, 2), **POSITIONS[name])
+    for param in model.parameters():  # tables and all
+        nn.init.normal_(param, std=.1)
+    for size in [(5, 3), (28, 28), (37, 66)]:
+        x = torch.randn(1, 3, *size, requires_grad=True)
+        outs = model.train()(x)
+        sum(out.square().sum() for out in outs).backward()
+        assert x.grad.isfinite().all() and x.grad.any()
+        assert [out.shape[2:] for out in outs] == [
+            tuple(math.ceil(s / (4 * 2**i)) for s in size) for i in range(3)
+        ]
+
+
+@pytest.mark.parametrize('name', POSITIONS)
+def test_positions_break_the_mirror(name):
+    """Without positions, a mirrored image gives a mirrored map."""
+    model = FMATransformer(SMALL, out_indices=(0, ), **POSITIONS[name])
+    for param in model.parameters():
+        nn.init.normal_(param, std=.3)
+    weight = model.patch_embed.proj.weight.data
+    weight += weight.flip(-1)  # the inside of patches is seen by all forms
+    x = torch.randn(1, 3, 32, 32)  # whole cells only
+    out, mirrored = (model.eval()(y)[0] for y in (x, x.flip(-1)))
+    equal = torch.allclose(out, mirrored.flip(-1), rtol=1e-3, atol=1e-3)
+    assert equal == (name == 'none')
+
+
+@pytest.mark.parametrize('name', ['absolute', 'rotary', 'relative'])
+def test_positions_are_counted(name):
+    """Tables are parameters; neither they nor turning adds products."""
+    x = torch.randn(1, 3, 28, 28)
+    model = FMATransformer(SMALL, **POSITIONS[name])
+    count = measure_complexity(model, x)
+    attn = dict(type='FMAttention2D', cell_size=4 if name == 'absolute' else 2)
+    plain = FMATransformer(SMALL, position='none', attn=attn)
+    expected = measure_complexity(plain, x)
+    tables = sum(param.numel() for key, param in model.named_parameters()
+                 if key in model.no_weight_decay())
+    assert count.parameters == expected.parameters + tables
+    assert (tables > 0) == (name != 'rotary')
+    if name == 'relative':  # a dense fallback counts all it does
+        assert count.macs >= expected.macs
+    else:
+        assert count == replace(expected, parameters=count.parameters)
+
+
+def test_no_positions_by_none_or_by_name():
+    by_none, by_name = (
+        FMATransformer(SMALL, position=p) for p in (None, 'none'))
+    assert not any('position' in name for name in by_none.state_dict())
+    by_name.load_state_dict(by_none.state_dict())
+    x = torch.randn(1, 3, 20, 24)
+    torch.testing.assert_close(by_none.eval()(x), by_name.eval()(x))
+
+
+def test_absolute_positions_are_added_once_to_the_patches():
+    model = FMATransformer(SMALL, **POSITIONS['absolute']).eval()
+    tables = [n for n in model.state_dict() if 'position' in n]
+    assert tables == ['patch_embed.position.absolute_pos_embed']
+    assert model.no_weight_decay() == set(tables)
+    assert model.get_layer_depth(tables[0]) == (0, 6)
+    plain = FMATransformer(SMALL, position='none').eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    x = torch.randn(1, 3, 28, 28)
+    torch.testing.assert_close(
+        model.patch_embed(x),
+        plain.patch_embed(x) + model.patch_embed.position.absolute_pos_embed)
+    frozen = FMATransformer(SMALL, frozen_stages=0, **POSITIONS['absolute'])
+    assert not frozen.patch_embed.position.absolute_pos_embed.requires_grad
+
+
+@pytest.mark.parametrize('name, source, target', [
+    ('absolute', dict(),
+     dict(position=dict(type='AbsolutePosition', size=(5, 9)))),
+    ('relative', dict(),
+     dict(
+         attn=dict(
+             type='FMAttention2D',
+             cell_size=4,
+             rank=2,
+             max_levels=2,
+             positions='relative'))),
+])
+def test_pretrained_tables_are_resized(tmp_path, name, source, target):
+    source = FMATransformer(SMALL, **POSITIONS[name], **source)
+    for param in source.parameters():
+        nn.init.normal_(param, std=.1)
+    path = str(tmp_path / 'source.pth')
+    torch.save(dict(state_dict=source.state_dict()), path)
+    model = FMATransformer(
+        SMALL,
+        init_cfg=dict(type='Pretrained', checkpoint=path),
+        **{
+            **POSITIONS[name],
+            **target
+        })
+    before = model.state_dict()
+    model.init_weights()
+    resized = 0
+    for key, param in model.state_dict().items():
+        given = source.state_dict()[key]
+        if given.shape == param.shape:
+            assert torch.equal(param, given), key
+        else:
+            resized += 1
+            assert param.shape == before[key].shape
+            assert param.std() > .03, key  # not the table it was built with
+    assert resized == (1 if name == 'absolute' else 8)
+    # The same by hand, strictly.
+    again = FMATransformer(SMALL, **{**POSITIONS[name], **target})
+    again.load_state_dict(source.state_dict(), strict=True)
+    for key, param in model.state_dict().items():
+        assert torch.equal(param, again.state_dict()[key]), key
 
 
 def test_frozen_stages_stay_frozen():
@@ -297,6 +441,8 @@ def test_no_weight_decay_names():
     for attn, part in [(TWIN, 'relative_position_bias_table'),
                        (dict(type='FMAttention2D',
                              summaries='grouped_conv'), 'summaries.delta'),
+                       (dict(type='FMAttention2D', positions='relative'),
+                        'relative_position_bias_table'),
                        (dict(type='FMMformerAttention2D'), 'field_weights')]:
         model = FMATransformer(SMALL, attn=attn)
         names = model.no_weight_decay()

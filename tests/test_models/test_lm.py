@@ -21,6 +21,7 @@ FORMS = {
     'shared': dict(summaries=dict(type='hierarchical', shared=True)),
     'conv': dict(summaries='conv'),
     'learned positions': dict(positions='learned', max_length=100),
+    'relative': dict(attn=dict(positions='relative')),
     'full': dict(attn=dict(type='FullAttention1D')),
     'bidirectional': dict(causal=False),
 }

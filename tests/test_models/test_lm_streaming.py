@@ -301,6 +301,24 @@ def test_streaming_refuses():
             call()
 
 
+def test_relative_biases_do_not_stream():
+    """Every way in says the same; the parallel form works."""
+    model = _model(attn=dict(positions='relative'))
+    assert model(_tokens(2, 30)).isfinite().all()
+    state = _model().init_state(2)
+    for call in (lambda: model.init_state(),
+                 lambda: model.step(_tokens(2), state),
+                 lambda: model.prefill(_tokens(2, 9)),
+                 lambda: model.prefill(_tokens(2, 9), state=state),
+                 lambda: model.generate(_tokens(4), 3),
+                 lambda: next(iter(model.stream(_tokens(4), 3)))):
+        with pytest.raises(
+                TypeError,
+                match="FMAttention1D with positions='relative' has no "
+                'streaming form'):
+            call()
+
+
 def test_other_layers_bring_their_own_stream():
     """The protocol for baselines: ``stream()``, or a clear refusal."""
 

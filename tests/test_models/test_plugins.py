@@ -198,21 +198,114 @@ def test_mmpretrain_layer_decay_and_no_decay():
                         for name in free)
 
 
-def test_host_initialisation_keeps_learned_summaries():
-    """Initialising every linear layer must not touch bare parameters."""
+@pytest.mark.parametrize(
+    'summaries', [
+        'avg', 'grouped_conv', 'conv', 'hierarchical',
+        dict(type='hierarchical', shared=True)
+    ],
+    ids=str)
+def test_host_initialisation_keeps_learned_summaries(summaries):
+    """Initialising every linear layer must not touch bare parameters.
+
+    After it, each form is the mean over real tokens, in each stage.
+    """
+    from fma_kernels import Hierarchy, pooling
+    learned = summaries != 'avg'
     cfg = _classifier_config()
     cfg.model.backbone.attn = dict(
-        type='FMAttention2D', summaries='grouped_conv')
+        type='FMAttention2D',
+        cell_size=2,
+        rank=2,
+        summaries=summaries,
+        pool_queries='learned' if learned else True)
     model = _build(cfg, 'mmpretrain')
     assert cfg.model.init_cfg[0]['type'] == 'TruncNormal'
     model.init_weights()
     names = model.backbone.no_weight_decay()
     params = dict(model.backbone.named_parameters())
-    assert names and all((params[name] == 0).all() for name in names)
+    assert bool(names) == learned
+    assert all((params[name] == 0).all() for name in names)
+    x, mask = torch.randn(2, 13, 9, 2, 32), torch.rand(2, 13, 9) < .6
+    mask[0, :4, :4] = False
+    x = x.masked_fill(~mask[..., None, None], float('nan'))
+    tree = Hierarchy((13, 9), 2, rank=2)
+    assert tree.num_levels == 2
+    means = pooling.average_pyramid(x, tree, mask)
+    for stage in model.backbone.stages:
+        attn = stage.blocks[-1].attn
+        for form in (attn.key_summaries, attn.value_summaries,
+                     attn.query_summaries):
+            for got, mean in zip(form(x, tree, mask), means, strict=True):
+                torch.testing.assert_close(got, mean, rtol=1e-6, atol=1e-6)
 
 
-def test_classifier_weights_load_into_a_segmentor(tmp_path):
-    classifier = _build(_classifier_config(), 'mmpretrain')
+@pytest.mark.parametrize(
+    'backbone', [
+        dict(),
+        dict(position=dict(type='AbsolutePosition', size=(12, 12))),
+        dict(
+            position='none',
+            attn=dict(type='FMAttention2D', cell_size=2, positions='rotary')),
+        dict(
+            position='none',
+            attn=dict(type='FMAttention2D', cell_size=2,
+                      positions='relative')),
+        dict(position='none'),
+    ],
+    ids=str)
+def test_mmpretrain_positions(backbone):
+    """Each form of positions: the host initialises, trains and predicts."""
+    cfg = _classifier_config(**backbone)
+    model = _build(cfg, 'mmpretrain')
+    model.init_weights()
+    tables = {
+        name: param
+        for name, param in model.named_parameters()
+        if name[len('backbone.'):] in model.backbone.no_weight_decay()
+    }
+    for name, table in tables.items():
+        if 'absolute' in name:  # as it started, not zero and not uniform
+            assert .015 < table.std() < .025
+        else:
+            assert (table == 0).all()
+    # The host's own settings spare the tables, whatever they are named.
+    from mmengine.optim import build_optim_wrapper
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    decayed = {
+        id(p)
+        for group in optimizer.param_groups if group['weight_decay']
+        for p in group['params']
+    }
+    assert decayed and not decayed & {id(p) for p in tables.values()}
+    from mmpretrain.structures import DataSample
+    images = torch.randint(0, 256, (4, 3, 50, 70), dtype=torch.uint8)
+    samples = [DataSample().set_gt_label(i) for i in range(4)]
+    logs = _train_step(model, cfg,
+                       dict(inputs=list(images), data_samples=samples))
+    assert logs['loss'] > 0
+    with torch.no_grad():
+        results = model.eval().test_step(
+            dict(inputs=list(images[:, :, :33]), data_samples=samples))
+    assert all(r.pred_score.isfinite().all() for r in results)
+
+
+@pytest.mark.parametrize(
+    'backbone, other', [
+        (dict(), dict()),
+        (dict(position=dict(type='AbsolutePosition', size=7)),
+         dict(position=dict(type='AbsolutePosition', size=16))),
+        (dict(
+            attn=dict(type='FMAttention2D', cell_size=2,
+                      positions='relative')),
+         dict(
+             attn=dict(
+                 type='FMAttention2D', cell_size=4, positions='relative'))),
+    ],
+    ids=str)
+def test_classifier_weights_load_into_a_segmentor(tmp_path, backbone, other):
+    classifier = _build(_classifier_config(**backbone), 'mmpretrain')
+    for param in classifier.parameters():
+        torch.nn.init.normal_(param)
     path = str(tmp_path / 'classifier.pth')
     torch.save(dict(state_dict=classifier.state_dict()), path)
     cfg = _config('mmseg',
@@ -222,7 +315,8 @@ def test_classifier_weights_load_into_a_segmentor(tmp_path):
         dict(
             BACKBONE,
             init_cfg=dict(
-                type='Pretrained', checkpoint=path, prefix='backbone.')))
+                type='Pretrained', checkpoint=path, prefix='backbone.'),
+            **other))
     cfg.model.decode_head.in_channels = DIMS
     segmentor = _build(cfg, 'mmseg')
     segmentor.init_weights()
@@ -234,7 +328,10 @@ def test_classifier_weights_load_into_a_segmentor(tmp_path):
         for kind in ('weight', 'bias')
     }
     for name, param in source.items():
-        assert torch.equal(loaded[name], param), name
+        if loaded[name].shape == param.shape:
+            assert torch.equal(loaded[name], param), name
+        else:  # a table, resized: not as small as at the start
+            assert other and loaded[name].std() > .2, name
 
 
 def test_timm_weights_load_into_a_classifier():

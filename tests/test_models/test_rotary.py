@@ -198,7 +198,8 @@ def test_bfloat16_autocast_stays_close():
 @pytest.mark.parametrize('kwargs, message', [
     (dict(dim=10), 'head_dim must be even, got 5'),
     (dict(rotary_base=0.), 'rotary_base must be positive, got 0'),
-    (dict(positions='sine'), "positions must be None or 'rotary', got 'sine'"),
+    (dict(positions='sine'),
+     "positions must be None, 'rotary' or 'relative', got 'sine'"),
 ])
 def test_layer_refuses(kwargs, message):
     options = dict(dim=16, num_heads=2, positions='rotary')

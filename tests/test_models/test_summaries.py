@@ -10,6 +10,7 @@ from fma_kernels import pooling
 from fma_kernels.geometry import Hierarchy
 from fma_vision.layers import FMAttention1D, FMAttention2D, build_summaries
 
+# Forms that learn; the average has nothing to.
 FORMS = {
     'grouped_conv': 'grouped_conv',
     'conv': 'conv',
@@ -48,6 +49,43 @@ def _form(name, grid, cell_size, rank, std=0., max_levels=None):
     for weight in form.parameters():
         torch.nn.init.normal_(weight, std=std)
     return tree, form
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('grid, cell_size, rank', CASES, ids=str)
+def test_average_is_the_mean(grid, cell_size, rank, masked):
+    """Of the real tokens of each sub-cell, one at a time."""
+    tree = Hierarchy(grid, cell_size, rank=rank)
+    form = build_summaries(
+        'avg', ndim=len(grid), cell_size=cell_size, rank=rank, head_dim=5)
+    x, mask = _tokens(grid)
+    if not masked:
+        mask = torch.ones_like(mask)
+    for image, place in itertools.product(
+            range(2), itertools.product(*map(range, grid))):
+        if not mask[(image, *place)]:
+            x[(image, *place)] = math.nan
+    x.requires_grad_()
+    levels = form(x, tree, mask if masked else None)
+    slopes = [torch.randn_like(level) for level in levels]
+    sum((level * slope).sum()
+        for level, slope in zip(levels, slopes)).backward()
+    grad = torch.zeros_like(x)
+    for level, (got, slope) in enumerate(zip(levels, slopes)):
+        side = tree.widths[level] // rank
+        for image, cell in itertools.product(
+                range(2), itertools.product(*map(range, tree.grids[level]))):
+            for part, sub in enumerate(
+                    itertools.product(range(rank), repeat=len(grid))):
+                start = [(c * rank + s) * side for c, s in zip(cell, sub)]
+                box = (image, *(slice(n, n + side) for n in start))
+                real = mask[box]
+                if real.any():
+                    here = (image, *cell, part)
+                    torch.testing.assert_close(got[here], x[box][real].mean(0))
+                    grad[box] += real[..., None, None] * slope[here] \
+                        / real.sum()
+    torch.testing.assert_close(x.grad, grad)
 
 
 @pytest.mark.parametrize('masked', [False, True])
@@ -151,12 +189,13 @@ def test_form_equals_definition(name, grid, cell_size, rank, masked):
         torch.testing.assert_close(got[some], expected[level][some])
 
 
+@pytest.mark.parametrize('grid, levels', [((33, ), 5), ((9, 17), 4)])
 @pytest.mark.parametrize('name, steps', [('hierarchical', 2), ('shared', 1)])
-def test_last_step_serves_the_levels_above(name, steps):
-    # Five levels, of which `max_levels` allows for three.
-    tree, form = _form(name, (33, ), 1, 1, std=1., max_levels=3)
-    assert tree.num_levels == 5 and len(form.delta_step) == steps
-    x, mask = _tokens((33, ))
+def test_last_step_serves_the_levels_above(name, steps, grid, levels):
+    # More levels than the three that `max_levels` allows for.
+    tree, form = _form(name, grid, 1, 1, std=1., max_levels=3)
+    assert tree.num_levels == levels and len(form.delta_step) == steps
+    x, mask = _tokens(grid)
     expected = _by_definition(x, tree, form, mask)
     masses = pooling.masses(tree, mask)
     for got, wanted, mass in zip(form(x, tree, mask), expected, masses):
@@ -185,17 +224,51 @@ def test_masked_nan_reaches_nothing(name):
     assert all(weight.grad.isfinite().all() for weight in form.parameters())
 
 
-@pytest.mark.parametrize('rank', [1, 2])
+@pytest.mark.parametrize('layer, small, large, levels', [
+    (FMAttention1D, (14, ), (45, ), 4),
+    (FMAttention2D, (9, 10), (13, 18), 3),
+])
+def test_shared_steps_train_small_and_run_large(layer, small, large, levels):
+    """Weights learned on two levels serve on more, by the definition."""
+    attn = layer(
+        10, 2, cell_size=2, rank=2, summaries=FORMS['shared']).double()
+    assert attn.hierarchy(*small).num_levels == 2
+    start = {n: p.detach().clone() for n, p in attn.named_parameters()}
+    optimizer = torch.optim.SGD(attn.parameters(), lr=1.)
+    x = torch.randn(4, *small, 10, dtype=torch.double)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (attn(x) - x).square().mean().backward()
+        optimizer.step()
+    for name, param in attn.key_summaries.named_parameters():
+        assert (param != start[f'key_summaries.{name}']).any(), name
+    tree = attn.hierarchy(*large)
+    assert tree.num_levels == levels
+    x, mask = _tokens(large)
+    masses = pooling.masses(tree, mask)
+    expected = _by_definition(x, tree, attn.key_summaries, mask)
+    for got, wanted, mass in zip(
+            attn.key_summaries(x, tree, mask), expected, masses):
+        torch.testing.assert_close(got[mass > 0], wanted[mass > 0])
+    out = attn(torch.randn(1, *large, 10, dtype=torch.double))
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize('grid, rank', [((5, 6), 1), ((5, 6), 2), ((19, ), 1),
+                                        ((19, ), 2)])
 @pytest.mark.parametrize('name', FORMS)
-def test_form_gradcheck(name, rank):
-    tree, form = _form(name, (5, 6), 2, rank, std=.5)
-    x = torch.randn(1, 5, 6, 1, 5, dtype=torch.double, requires_grad=True)
+def test_form_gradcheck(name, grid, rank):
+    """On ragged grids, with some tokens masked."""
+    tree, form = _form(name, grid, 2, rank, std=.5)
+    x = torch.randn(1, *grid, 1, 5, dtype=torch.double, requires_grad=True)
+    mask = torch.rand(1, *grid) < .7
+    mask[(0, *(slice(0, 2) for _ in grid))] = False
     names = [name for name, _ in form.named_parameters()]
     weights = [w.detach().requires_grad_() for w in form.parameters()]
 
     def run(x, *values):
         state = dict(zip(names, values))
-        return tuple(torch.func.functional_call(form, state, (x, tree)))
+        return tuple(torch.func.functional_call(form, state, (x, tree, mask)))
 
     assert torch.autograd.gradcheck(run, (x, *weights), fast_mode=True)
 

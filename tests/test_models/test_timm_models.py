@@ -131,3 +131,21 @@ def test_names_are_those_of_the_backbone():
     expected = {f'backbone.{n}' for n in backbone.state_dict()}
     assert set(
         model.state_dict()) == expected | {'head.fc.weight', 'head.fc.bias'}
+
+
+def test_absolute_positions_are_part_of_the_stem():
+    position = dict(type='AbsolutePosition', size=8)
+    name = 'backbone.patch_embed.position.absolute_pos_embed'
+    model = timm.create_model('fma_nano', position=position).eval()
+    assert name in model.no_weight_decay()
+    x = torch.randn(1, 3, 40, 48)
+    before = model(x)
+    maps = model.forward_intermediates(x, intermediates_only=True)
+    torch.nn.init.normal_(model.get_parameter(name))
+    assert not torch.allclose(model(x), before)
+    for old, new in zip(
+            maps, model.forward_intermediates(x, intermediates_only=True)):
+        assert not torch.allclose(old, new)
+    features = timm.create_model(
+        'fma_nano', features_only=True, position=position)
+    assert len(features(x)) == 4

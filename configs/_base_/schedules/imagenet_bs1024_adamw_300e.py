@@ -18,6 +18,8 @@ optim_wrapper = dict(
             # Offsets from the mean: decay would pull towards plain averages.
             'summaries.delta': dict(decay_mult=0.0),
             'relative_position_bias_table': dict(decay_mult=0.0),
+            'absolute_pos_embed': dict(decay_mult=0.0),
+            'field_weights': dict(decay_mult=0.0),
         }))
 
 param_scheduler = [

@@ -1,6 +1,6 @@
 """Parts of the hierarchical backbone, channels last throughout."""
 
-from typing import Sequence, Union
+from typing import Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
@@ -18,13 +18,20 @@ class PatchEmbed(nn.Module):
         in_channels (int): Channels of the image.
         dim (int): Channels of a token.
         patch_size (int): Side of a patch in pixels.
+        position (str | dict, optional): Config of a position encoding; one
+            that belongs to the blocks is not built here.
     """
 
-    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+    def __init__(self,
+                 in_channels: int,
+                 dim: int,
+                 patch_size: int,
+                 position: Optional[Union[str, dict]] = None) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
         self.norm = nn.LayerNorm(dim)
+        self.position = build_position(position, dim, in_stem=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, C, H, W]`` to ``[B, ceil(H/p), ceil(W/p), dim]``.
@@ -35,7 +42,7 @@ class PatchEmbed(nn.Module):
                         -x.shape[-1] % self.patch_size)
         if pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return self.position(self.norm(self.proj(x).permute(0, 2, 3, 1)))
 
 
 class PatchMerging(nn.Module):
@@ -94,7 +101,8 @@ class Block(nn.Module):
         dim (int): Channels.
         num_heads (int): Heads.
         attn (dict): Config of the attention layer.
-        position (str | dict): Config of the position encoding.
+        position (str | dict, optional): Config of the position encoding; one
+            that belongs to the stem is not built here.
         mlp_ratio (float): Hidden width of the MLP over ``dim``.
         qkv_bias (bool): Bias in the query, key, value projection.
         drop (float): Dropout in the MLP and after the attention.
@@ -103,10 +111,11 @@ class Block(nn.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, attn: dict,
-                 position: Union[str, dict], mlp_ratio: float, qkv_bias: bool,
-                 drop: float, drop_path: float, block_index: int) -> None:
+                 position: Optional[Union[str, dict]], mlp_ratio: float,
+                 qkv_bias: bool, drop: float, drop_path: float,
+                 block_index: int) -> None:
         super().__init__()
-        self.position = build_position(position, dim)
+        self.position = build_position(position, dim, in_stem=False)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = build_attention(
             attn,

@@ -16,9 +16,9 @@ class FMATransformer(BaseModule):
     """Hierarchical backbone with a choice of attention layers.
 
     Widths and depths are Swin's (arXiv 2103.14030), so that an attention
-    layer is compared in a known frame; positions come from a depthwise
-    convolution in each block, so that any resolution works. Tokens stay
-    channels last inside.
+    layer is compared in a known frame; by default positions come from a
+    depthwise convolution in each block, so that any resolution works. Tokens
+    stay channels last inside.
 
     Args:
         arch (str | dict): ``'nano'``, ``'tiny'``, ``'small'``, ``'base'`` or
@@ -29,7 +29,14 @@ class FMATransformer(BaseModule):
         attn (dict | sequence[dict]): Attention layer, for all stages or one
             per stage; see :func:`~fma_vision.layers.build_attention`.
             ``dict(type='WindowAttention', window_size=7)`` is Swin's.
-        position (str | dict): ``'ConditionalPosition'`` or ``'none'``.
+        position (str | dict, optional): ``'ConditionalPosition'``, a
+            convolution in each block;
+            ``dict(type='AbsolutePosition', size=(56, 56))``, a learned table
+            that is added once to the embedded patches, here those of 224 x
+            224 pixels (other sizes are interpolated); ``'none'`` or None,
+            also where the attention brings positions:
+            ``attn=dict(type='FMAttention2D', positions='rotary')`` or
+            ``'relative'``.
         mlp_ratio (float): Hidden width of the MLPs. Defaults to 4.
         qkv_bias (bool): Bias in the query, key, value projections.
         drop_rate (float): Dropout in MLPs and after attention.
@@ -75,7 +82,7 @@ class FMATransformer(BaseModule):
 
     # Name parts of parameters that must not decay, for `custom_keys`.
     no_decay_keys = ('summaries.delta', 'relative_position_bias_table',
-                     'field_weights')
+                     'absolute_pos_embed', 'field_weights')
 
     def __init__(self,
                  arch: Union[str, dict] = 'tiny',
@@ -83,7 +90,7 @@ class FMATransformer(BaseModule):
                  patch_size: int = 4,
                  attn: Union[dict, Sequence[dict]] = dict(
                      type='FMAttention2D', cell_size=4),
-                 position: Union[str, dict] = 'ConditionalPosition',
+                 position: Optional[Union[str, dict]] = 'ConditionalPosition',
                  mlp_ratio: float = 4.,
                  qkv_bias: bool = True,
                  drop_rate: float = 0.,
@@ -121,7 +128,7 @@ class FMATransformer(BaseModule):
                              f'({self.num_stages}), got {len(attns)}')
 
         self.patch_embed = PatchEmbed(in_channels, self.embed_dims[0],
-                                      patch_size)
+                                      patch_size, position)
         last = max(sum(self.depths) - 1, 1)
         rates = [drop_path_rate * i / last for i in range(sum(self.depths))]
         self.stages = nn.ModuleList()

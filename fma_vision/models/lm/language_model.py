@@ -40,7 +40,8 @@ class FMALanguageModel(BaseModule):
             :func:`~fma_vision.layers.build_attention`. What it sets wins
             over the arguments above; only ``FMAttention1D`` and its
             subclasses take ``cell_size``, ``rank``, ``summaries`` and
-            ``num_levels``.
+            ``num_levels``. With ``dict(positions='relative')`` the model
+            reads whole texts only, not token by token.
         mlp_ratio (float): Hidden width of the MLPs. Defaults to 4.
         qkv_bias (bool): Bias in the query, key, value projections.
         drop_rate (float): Dropout of the embedding, in MLPs and after
@@ -55,7 +56,8 @@ class FMALanguageModel(BaseModule):
     """
 
     # Name parts of parameters that must not decay, for `custom_keys`.
-    no_decay_keys = ('summaries.delta', 'field_weights')
+    no_decay_keys = ('summaries.delta', 'relative_position_bias_table',
+                     'field_weights')
 
     def __init__(self,
                  vocab_size: int,

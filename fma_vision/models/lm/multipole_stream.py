@@ -181,8 +181,8 @@ class MultipoleStream:
             turned = [
                 rotate(
                     x,
-                    attn.summary_positions(tree, level, x.device) +
-                    chunk.start, attn.rotary_base)
+                    attn.summary_positions(tree, level, x.device,
+                                           (chunk.start, )), attn.rotary_base)
                 for level, x in enumerate(turned, 1)
             ]
         out, lse = fma1d(

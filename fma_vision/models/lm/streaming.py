@@ -148,6 +148,10 @@ def stream_of(attn: nn.Module) -> Any:
                          f'{type(attn).__name__} has causal=False')
     if hasattr(attn, 'stream'):
         return attn.stream()
+    if getattr(attn, 'positions', None) == 'relative':
+        raise TypeError(f"{type(attn).__name__} with positions='relative' has "
+                        'no streaming form: a model that reads token by token '
+                        "needs 'rotary' or no positions in its layers")
     if isinstance(attn, FMAttention1D):
         return CacheStream(attn) if attn.num_levels == 0 else \
             MultipoleStream(attn)

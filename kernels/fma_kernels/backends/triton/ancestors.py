@@ -247,8 +247,11 @@ def add_up(call: Call, grad_out: Tensor, grad_lse: Tensor, out: Tensor,
            lse: Tensor, grad: Tensor, logsum: Tensor, delta: Tensor) -> None:
     """Fills ``grad``, ``logsum`` and ``delta``, the finest level first."""
     h = call.hierarchy
+    config = _config()
+    if call.shape['BLOCK_D'] > 64:  # a second row of channels would spill
+        config['BLOCK'] //= 2
     for level, size in enumerate(h.level_sizes):
-        programs = -(-size // BLOCK)
+        programs = -(-size // config['BLOCK'])
         arguments = dict(
             grad_out=grad_out,
             grad_lse=grad_lse,
@@ -263,7 +266,7 @@ def add_up(call: Call, grad_out: Tensor, grad_lse: Tensor, out: Tensor,
             level=level,
             CHILDREN=2**h.ndim,
             **_constants(call))
-        run(from_level_kernel, call.batch * call.heads * programs, _config(),
+        run(from_level_kernel, call.batch * call.heads * programs, config,
             arguments)
 
 

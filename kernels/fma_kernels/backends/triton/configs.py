@@ -170,7 +170,7 @@ def subcell_key_config(work: Work, tile: int) -> Config:
         BLOCK_N=_power(tile, 16, 32),
         BLOCK_M=16 if work.wide or work.dim > 64 else 32,
         num_warps=4,
-        num_stages=1 if work.sm < 80 else 2,
+        num_stages=1 if work.wide or work.sm < 80 else 2,
         maxnreg=MOST_REGISTERS)
 
 

@@ -143,7 +143,7 @@ def subcell_kernel(query, key, value, bias, levels, table, seed, out, lse,
         second = tl.zeros([BLOCK_M], tl.float32)
     total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     state = tl.zeros([BLOCK_M], tl.uint32)
-    hashed = tl.zeros([1], tl.uint32)
+    unhashed = tl.zeros([1], tl.uint32)
     tokens = tl.cast(height, tl.int64) * width
     if DROPOUT:
         state = row_state(
@@ -162,6 +162,7 @@ def subcell_kernel(query, key, value, bias, levels, table, seed, out, lse,
                                       found, stride, DIM, BLOCK_D)
         seen = _sees(y[:, None], x[:, None], key_y[None, :], key_x[None, :],
                      whole)
+        hashed = unhashed
         if DROPOUT:
             hashed = key_state(tokens + found)
         first, second, total = step(q, k.to(tl.float32), v.to(tl.float32),
@@ -217,7 +218,7 @@ def subcell_key_kernel(
     k = k.to(tl.float32)
     v = v.to(tl.float32)
     hashed = tl.zeros([1], tl.uint32)
-    state = tl.zeros([1], tl.uint32)
+    unhashed = tl.zeros([1], tl.uint32)
     tokens = tl.cast(height, tl.int64) * width
     if DROPOUT:
         drawn = tl.load(seed)
@@ -242,6 +243,7 @@ def subcell_key_kernel(
         row_delta = tl.load(delta + row, mask=inside, other=0.0)
         seen = _sees(y[:, None], x[:, None], asks_y[None, :], asks_x[None, :],
                      whole)
+        state = unhashed
         if DROPOUT:
             state = row_state(drawn, (batch * heads + head) * tokens + _asker(
                 asks_y, asks_x, entry % PARTS, level, width, NDIM, SIDE, RANK))

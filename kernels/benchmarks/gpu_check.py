@@ -37,6 +37,9 @@ FULL = [
     ((256, 256), 8, 3, 32, 1, dict(rank=2)),
     ((65536, ), 64, 4, 64, 1, {}),
     ((512, 512), 8, 1, 64, 1, {}),
+    ((256, 256), 8, 3, 32, 2, dict(pool_queries=True)),
+    ((250, 251), 4, 3, 32, 1, dict(pool_queries=True, mask=True)),
+    ((65521, ), 64, 4, 64, 1, dict(pool_queries=True)),
 ]
 TINY = [
     ((37, 53), 8, 2, 32, 1, {}),
@@ -45,6 +48,7 @@ TINY = [
     ((700, ), 64, 2, 64, 1, dict(causal=True)),
     ((37, 53), 8, 1, 32, 1, dict(dropout_p=0.1, dropout_seed=7)),
     ((37, 53), 8, 2, 32, 1, dict(dtype='float32')),
+    ((37, 53), 4, 2, 32, 1, dict(pool_queries=True)),
 ]
 # A target in itself: run once, with nothing to compare it with.
 LARGEST = Case((2**20, ), (128, ), 16, 64, 1, causal=True)
@@ -158,7 +162,8 @@ def exactness(tensors: List[Tensor], options: Dict[str, Any],
               args: Namespace) -> float:
     """Against SDPA over all tokens, with keys constant on coarsest cells.
 
-    There FMA is full attention, whatever the values.
+    There FMA is full attention, whatever the values; with pooled queries, if
+    these are constant as well.
 
     Raises:
         ArithmeticError: if it is not.
@@ -170,6 +175,8 @@ def exactness(tensors: List[Tensor], options: Dict[str, Any],
     for axis, size in enumerate(shape, 1):
         index = torch.arange(size, device=key.device) // width * width
         key = key.index_select(axis, index)
+        if options.get('pool_queries'):
+            query = query.index_select(axis, index)
     poison(8 * query.nbytes, args.device)
     found = attention(query, key, value, **options)
     heads_first = (
@@ -244,8 +251,10 @@ def explain(device: str) -> Dict[str, str]:
 def oracle(args: Namespace) -> Dict[str, float]:
     """The reference itself against the dense oracle, both in float64."""
     worst = {}
-    for shape, cell, causal in (((37, 53), 4, False), ((300, ), 16, True)):
-        options = dict(cell_size=cell, **(dict(causal=True) if causal else {}))
+    for shape, cell, extra in (((37, 53), 4, {}), ((300, ), 16,
+                                                   dict(causal=True)),
+                               ((37, 53), 4, dict(pool_queries=True))):
+        options = dict(extra, cell_size=cell)
         tensors = [
             torch.randn(1, *shape, 2, 8, dtype=torch.float64) for _ in range(4)
         ]

@@ -23,9 +23,18 @@ def attention(query: Tensor, key: Tensor, value: Tensor, **options):
     return (fma1d if query.dim() == 4 else fma2d)(query, key, value, **options)
 
 
-def fma_options(case: Case, cell: int, backend: str) -> Dict[str, Any]:
+def fma_options(case: Case, cell: int, backend: str,
+                **form: Any) -> Dict[str, Any]:
     causal = dict(causal=True) if case.causal else {}
-    return dict(cell_size=cell, backend=backend, **causal)
+    return dict(cell_size=cell, backend=backend, **causal, **form)
+
+
+def fma_forms(case: Case, backend: str) -> Dict[str, Dict[str, Any]]:
+    """What is timed of FMA itself, by name: options beside the cell."""
+    forms = dict(fma=dict(backend=backend), flex=dict(backend='flex'))
+    if not case.causal:
+        forms['pooled'] = dict(backend=backend, pool_queries=True)
+    return forms
 
 
 def sdpa_choice(device: str, dtype: torch.dtype) -> str:

@@ -11,8 +11,9 @@ import torch
 from gpu_check import check, picked_heads, reference
 from gpu_common import (DTYPES, Case, Recorder, attempt, inputs, machine_rates,
                         time_in_turns)
-from gpu_ops import (Op, attention, flex_kernel, fma_options, inference,
-                     natten, sdpa, sdpa_choice, sdpa_cudnn, training, windows)
+from gpu_ops import (Op, attention, flex_kernel, fma_forms, fma_options,
+                     inference, natten, sdpa, sdpa_choice, sdpa_cudnn,
+                     training, windows)
 from gpu_targets import derive
 from torch import Tensor
 
@@ -40,7 +41,8 @@ TINY_2D = [
 NOTES = dict(
     flex='the whole backend, its reordering of tokens and pooling included: '
     'the ratio to it flatters FMA',
-    flex_kernel='the compiled flex_attention alone, on tokens in its order')
+    flex_kernel='the compiled flex_attention alone, on tokens in its order',
+    pooled='pool_queries=True: another function of the same inputs')
 TINY_1D = [Case((600, ), (128, 64), 2, 64, 2, True)]
 
 
@@ -64,9 +66,9 @@ def competitors(case: Case, args: Namespace) -> Dict[str, Op]:
     """What runs at a size, by name; FMA and its twins by name and cell."""
     ops: Dict[str, Op] = {}
     for cell in case.cells:
-        for name, backend in (('fma', args.backend), ('flex', 'flex')):
+        for name, form in fma_forms(case, args.backend).items():
             ops[f'{name}-{cell}'] = (lambda *x, options=fma_options(
-                case, cell, backend): attention(*x, **options))
+                case, cell, **form): attention(*x, **options))
     ops['sdpa'] = sdpa(case)
     if case.full_flops < 1e15:  # beyond, seconds a call for a side note
         ops['sdpa_cudnn'] = sdpa_cudnn(case)
@@ -94,6 +96,7 @@ class Size:
         }
         self.errors: Dict[str, dict] = {}
         self.reasons: Dict[str, str] = {}
+        self.forms = fma_forms(case, args.backend)
         self.ops = competitors(case, args)
         for cell in case.cells:
             op, reason = attempt(lambda c=cell: natten(case, c), args.device)
@@ -111,16 +114,15 @@ class Size:
     def check(self) -> None:
         """What is not right is not timed."""
         for cell in self.case.cells:
-            expected = reference(self.tensors, self.grad,
-                                 picked_heads(self.grad),
-                                 fma_options(self.case, cell, 'torch'))
-            for name, backend in (('fma', self.args.backend), ('flex',
-                                                               'flex')):
+            for name, form in self.forms.items():
                 key = f'{name}-{cell}'
                 reason = None
                 if name == 'flex' and not self.case.flex:
                     reason = 'left out at this size: it takes long to compile'
-                options = fma_options(self.case, cell, backend)
+                if name != 'flex':  # which computes what the first does
+                    expected = self.expected(
+                        cell, pool_queries=name == 'pooled')
+                options = fma_options(self.case, cell, **form)
                 if reason is None:
                     self.errors[key], reason = attempt(
                         lambda o=options: check(self.tensors, self.grad, o,
@@ -129,6 +131,11 @@ class Size:
                 if reason:
                     self.reasons[key] = reason
                     del self.ops[key]
+
+    def expected(self, cell: int, **form: Any) -> Dict[str, Tensor]:
+        """What a form must give, in float64."""
+        return reference(self.tensors, self.grad, picked_heads(self.grad),
+                         fma_options(self.case, cell, 'torch', **form))
 
     def add_flex_kernel(self, cell: int) -> None:
         name = f'flex_kernel-{cell}'
@@ -144,10 +151,12 @@ class Size:
     def flops(self, name: str) -> float:
         """Of a forward pass; what is not counted grows with the tokens."""
         kind, _, cell = name.partition('-')
-        if kind in ('fma', 'flex', 'flex_kernel'):
-            return self.hierarchies[int(cell)].flops(self.case.heads,
-                                                     self.case.head_dim,
-                                                     self.case.batch)
+        if kind in ('fma', 'flex', 'flex_kernel', 'pooled'):
+            return self.hierarchies[int(cell)].flops(
+                self.case.heads,
+                self.case.head_dim,
+                self.case.batch,
+                pool_queries=kind == 'pooled')
         if kind.startswith('sdpa'):
             return self.case.full_flops
         return self.case.tokens * self.case.batch
@@ -188,6 +197,8 @@ class Size:
             cell_size=cell,
             visited_pairs=hierarchy.visited_pairs,
             flops=self.flops(f'fma-{cell}'),
+            pooled_flops=None
+            if self.case.causal else self.flops(f'pooled-{cell}'),
             full_flops=self.case.full_flops,
             least_bytes=least_bytes(hierarchy, self.case,
                                     self.tensors[0].element_size()),
@@ -236,8 +247,9 @@ def _size(recorder: Recorder, args: Namespace, case: Case, pace: dict,
         print(f'{case}, cell {cell}', flush=True)
         for mode, times in row['times'].items():
             print(f'  {mode}:', ', '.join(map(told, *zip(*times.items()))))
-    return all(f'fma-{cell}' in size.errors and size.errors[f'fma-{cell}']
-               for cell in case.cells)
+    return all(
+        size.errors.get(f'{name}-{cell}') for cell in case.cells
+        for name in size.forms if name != 'flex')
 
 
 def told(name: str, time: Any) -> str:

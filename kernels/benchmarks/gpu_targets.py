@@ -3,6 +3,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 BACKWARD_FLOPS = 2.5  # of the forward pass's, by convention
 MODES = ('forward', 'backward', 'training')
+# Which count of a row is meant, where it is not the plain form's.
+_COUNTS = dict(
+    sdpa='full_flops', sdpa_cudnn='full_flops', pooled='pooled_flops')
 WORK = dict(forward=1., backward=BACKWARD_FLOPS, training=1 + BACKWARD_FLOPS)
 
 
@@ -52,11 +55,9 @@ def derive(row: Dict[str, Any], machine: Dict[str, float]) -> Dict[str, Any]:
         times = {name: seconds(row, mode, name) for name in names}
         times = {name: t for name, t in times.items() if t}
         work = {
-            name:
-            WORK[mode] *
-            row['full_flops' if name.startswith('sdpa') else 'flops']
-            for name in ('fma', 'flex', 'flex_kernel', 'sdpa', 'sdpa_cudnn')
-            if name in times
+            name: WORK[mode] * row[_COUNTS.get(name, 'flops')]
+            for name in ('fma', 'pooled', 'flex', 'flex_kernel', 'sdpa',
+                         'sdpa_cudnn') if name in times
         }
         rates = {name: work[name] / times[name] / 1e12 for name in work}
         found['tflops'][mode] = rates

@@ -21,9 +21,16 @@ LABELS = dict(
     window='windows of 8 x 8',
     flex='flex_attention, same pattern',
     natten='NATTEN, near field only',
+    pooled='FMA, pooled queries',
     fma='FMA')
 MARKERS = dict(
-    fma='o', flex='x', sdpa='s', sdpa_cudnn='d', window='^', natten='v')
+    fma='o',
+    pooled='*',
+    flex='x',
+    sdpa='s',
+    sdpa_cudnn='d',
+    window='^',
+    natten='v')
 Value = Callable[[Dict[str, Any], str, str], Optional[float]]
 
 
@@ -55,7 +62,8 @@ def op_lines(axis: Any, rows: List[Dict[str, Any]], mode: str,
     """One line for each competitor, and for each cell where it has one."""
     cells = sorted({row['cell_size'] for row in rows}, reverse=True)
     for name, label in LABELS.items():
-        own = cells if name in ('fma', 'flex', 'natten') else cells[:1]
+        own = cells if name in ('fma', 'pooled', 'flex',
+                                'natten') else cells[:1]
         for number, cell in enumerate(own):
             points = {}
             for row in rows:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 from unittest import mock
 
 import torch
@@ -25,8 +25,8 @@ from triton.compiler import ASTSource
 
 from fma_kernels import Hierarchy
 from fma_kernels.backends import triton as fused
-from fma_kernels.backends.triton import (call, configs, keys, pooling, queries,
-                                         summaries)
+from fma_kernels.backends.triton import (ancestors, call, configs, keys,
+                                         pooling, queries, subcells, summaries)
 from fma_kernels.pooling import packed_mass
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
@@ -48,6 +48,7 @@ class Case(NamedTuple):
     masked: bool = False
     heads: int = 3
     wide: bool = False
+    pooled: bool = False
 
 
 def cases(dims=(32, 64, 128), dtypes=('bf16', 'fp32')) -> List[Case]:
@@ -62,6 +63,9 @@ def cases(dims=(32, 64, 128), dtypes=('bf16', 'fp32')) -> List[Case]:
         Case(name, shape, cell, dim, dtype, levels, rank, causal)
         for name, shape, cell, levels, rank, causal in geometries
         for dim in dims for dtype in dtypes
+    ] + [
+        Case('2D pooled', (56, 56), 8, dim, dtype, pooled=True) for dim in dims
+        for dtype in dtypes
     ]
     return found + [
         Case('2D masks', (56, 56), 8, 32, 'bf16', masked=True),
@@ -75,6 +79,12 @@ def cases(dims=(32, 64, 128), dtypes=('bf16', 'fp32')) -> List[Case]:
         Case('2D wide', (56, 56), 8, 32, 'bf16', wide=True),
         Case('1D wide', (4096, ), 128, 64, 'bf16', causal=True, wide=True),
         Case('1D masks', (4096, ), 128, 64, 'bf16', masked=True),
+        Case('2D pooled rank 2', (56, 56), 8, 32, 'fp16', rank=2, pooled=True),
+        Case('2D pooled top', (56, 56), 4, 32, 'bf16', 1, pooled=True),
+        Case('1D pooled', (4096, ), 64, 64, 'bf16', rank=4, pooled=True),
+        *(Case(
+            '2D pooled masks', (56, 56), 8, *heads, masked=True, pooled=True)
+          for heads in ((64, 'bf16'), (128, 'fp32'))),
     ]
 
 
@@ -102,7 +112,12 @@ _MODULES = {
     'gather_kernel': summaries,
     'finest_kernel': pooling,
     'coarser_kernel': pooling,
-    'spread_kernel': pooling
+    'spread_kernel': pooling,
+    'subcell_kernel': subcells,
+    'subcell_key_kernel': subcells,
+    'merge_kernel': ancestors,
+    'from_level_kernel': ancestors,
+    'from_tokens_kernel': ancestors
 }
 
 
@@ -154,7 +169,7 @@ def launches(case: Case, target: int) -> List[Launch]:
     def record(kernel, programs, config, arguments):
         found.append(describe(kernel, config, arguments))
 
-    places = [call, keys, pooling, queries, summaries]
+    places = [ancestors, call, keys, pooling, queries, subcells, summaries]
     patches = [mock.patch.object(place, 'run', record) for place in places]
     patches.append(
         mock.patch.object(configs, 'capability', lambda device: target))
@@ -165,12 +180,9 @@ def launches(case: Case, target: int) -> List[Launch]:
     for patch in patches:
         patch.start()
     try:
-        options = (mass, mask, h, True, 0.1, 0.1 if case.masked else 0.0,
-                   torch.tensor(1) if case.masked else None)
         summary = torch.empty((1, h.num_summaries, case.heads, case.head_dim),
                               dtype=dtype)
-        out, lse = fused.forward(q, k, v, summary, summary, *options)
-        fused.backward(out, lse, q, k, v, summary, summary, *options, out, lse)
+        (_pooled if case.pooled else _plain)((q, k, v), summary, mass, mask, h)
         if h.num_levels:
             fused.pool(k, mask, mass, h)
             fused.pool_backward(summary, mask, mass, h, k.shape)
@@ -178,6 +190,33 @@ def launches(case: Case, target: int) -> List[Launch]:
         for patch in patches:
             patch.stop()
     return found
+
+
+def _dropout(mask: Optional[Tensor]) -> tuple:
+    """Probability and seed: a mask turns dropout on."""
+    return (0.0, None) if mask is None else (0.1, torch.tensor(1))
+
+
+def _plain(qkv: Tuple[Tensor, ...], summary: Tensor, mass: Tensor,
+           mask: Optional[Tensor], h: Hierarchy) -> None:
+    """Forward and backward of plain queries."""
+    inputs = *qkv, summary, summary
+    options = mass, mask, h, True, 0.1, *_dropout(mask)
+    results = fused.forward(*inputs, *options)
+    fused.backward(*results, *inputs, *options, *results)
+
+
+def _pooled(qkv: Tuple[Tensor, ...], summary: Tensor, mass: Tensor,
+            mask: Optional[Tensor], h: Hierarchy) -> None:
+    """Forward and backward of pooled queries, far and near field."""
+    inputs = summary, summary, summary
+    options = mass, h, True, 0.1, *_dropout(mask)
+    far = fused.far_forward(*inputs, *options)
+    fused.far_backward(*far, *inputs, *options, *far)
+    level = (x[:, :h.level_sizes[0]] for x in far)
+    inputs = *qkv, *level, mask, h, 0.1, *_dropout(mask)
+    results = fused.near_forward(*inputs)
+    fused.near_backward(*results, *inputs, *results)
 
 
 _DONE: Dict[str, Dict[str, int]] = {}
@@ -283,7 +322,7 @@ def main() -> None:
                 rows.append(row)
                 print(
                     *(f'{row[name]!s:{width}}'
-                      for name, width in zip(COLUMNS, (6, 12, 4, 5, 21, 12, 2,
+                      for name, width in zip(COLUMNS, (6, 16, 4, 5, 23, 12, 2,
                                                        2, 4, 4, 7))),
                     'BAD' if bad else '',
                     flush=True)

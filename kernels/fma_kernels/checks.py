@@ -205,12 +205,6 @@ def _refuse_biases(request: Request) -> Optional[str]:
     return None
 
 
-def _refuse_pooled_queries(request: Request) -> Optional[str]:
-    if request.pool_queries:
-        return "it has no pool_queries yet; backend='torch' has"
-    return None
-
-
 @torch.compiler.assume_constant_result
 def _capability(device: int) -> Tuple[int, int]:
     """Of a CUDA device; the compiler asks once and keeps the answer."""
@@ -236,7 +230,7 @@ def refuse_triton(request: Request) -> Optional[str]:
         return 'it has no float64'
     if request.head_dim > 128:
         return f'head_dim must be at most 128, got {request.head_dim}'
-    return _refuse_pooled_queries(request) or _refuse_biases(request)
+    return _refuse_biases(request)
 
 
 def refuse_torch(request: Request) -> Optional[str]:
@@ -257,7 +251,9 @@ def refuse_flex(request: Request) -> Optional[str]:
                 "backend='torch' has no such limit")
     if request.dropout:
         return "it cannot drop weights; backend='torch' can"
-    return _refuse_pooled_queries(request) or _refuse_biases(request)
+    if request.pool_queries:
+        return "it has no pool_queries yet; backend='torch' has"
+    return _refuse_biases(request)
 
 
 def refuse_naive(request: Request) -> Optional[str]:

@@ -161,7 +161,7 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
             torch.randint(0, 2**31 - 1, (), device=device)
             if dropout_seed is None else torch.full(
                 (), dropout_seed, dtype=torch.int64, device=device))
-    options = scale, float(dropout_p)
+    options = scale, float(dropout_p), backend
     if pool_queries and geometry.num_levels:
         out, lse = far_field(
             packed(query, query_summaries), *summaries, key_mask, seed,
@@ -180,7 +180,7 @@ def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
         acc = accumulation_dtype(query.dtype)
         far = torch.cat(needed([x[:, None].to(acc) for x in far_bias]), dim=1)
     return attention(query, key, value, *summaries, key_mask, seed, near_bias,
-                     far, *sizes, geometry.causal, mass, *options, backend)
+                     far, *sizes, geometry.causal, mass, *options)
 
 
 def fma1d(query: Tensor,

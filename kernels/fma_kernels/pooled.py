@@ -4,12 +4,13 @@
 level 1 enter ``near_field`` as summaries of all that is far. Opaque to the
 compiler and recomputed in the backward pass, as :mod:`fma_kernels.ops`.
 """
+from types import ModuleType
 from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from .backends import levels
+from . import backends
 from .geometry import Hierarchy, hierarchy
 from .ops import empty_grads, empty_outputs
 from .pooling import accumulation_dtype, packed_mass
@@ -19,6 +20,11 @@ def _geometry(grid: List[int], *sizes: int) -> Hierarchy:
     """From the grid, cell_size, num_levels and rank."""
     # int() of a symbolic size fixes it: static shapes are promised.
     return hierarchy(tuple(int(size) for size in grid), *sizes, False)
+
+
+def _module(backend: str) -> ModuleType:
+    """Where a backend has the forward and backward of both ops."""
+    return backends.load('levels' if backend == 'torch' else backend)
 
 
 def _zeros_for(grads: Tuple[Optional[Tensor], ...],
@@ -35,7 +41,7 @@ def far_field(query_summaries: Tensor, key_summaries: Tensor,
               value_summaries: Tensor, key_mask: Optional[Tensor],
               seed: Optional[Tensor], grid: List[int], cell_size: int,
               num_levels: int, rank: int, use_mass: bool, scale: float,
-              dropout_p: float) -> Tuple[Tensor, Tensor]:
+              dropout_p: float, backend: str) -> Tuple[Tensor, Tensor]:
     """What each sub-cell sees at its own level and at all above.
 
     Args:
@@ -45,6 +51,7 @@ def far_field(query_summaries: Tensor, key_summaries: Tensor,
         seed: int64 scalar; required where ``dropout_p > 0``.
         grid: of tokens.
         num_levels: at least 1.
+        backend: 'torch' or 'triton'.
 
     Returns:
         Output ``[B, M_total, heads, head_dim]`` and lse ``[B, M_total,
@@ -53,7 +60,7 @@ def far_field(query_summaries: Tensor, key_summaries: Tensor,
     if not query_summaries.shape[0]:
         return _empty_far(query_summaries)
     geometry = _geometry(grid, cell_size, num_levels, rank)
-    return levels.far_forward(
+    return _module(backend).far_forward(
         query_summaries, key_summaries, value_summaries,
         packed_mass(geometry, key_mask, query_summaries.device), geometry,
         use_mass, scale, dropout_p, seed)
@@ -77,13 +84,14 @@ def far_field_backward(grad_out: Tensor, grad_lse: Tensor,
                        seed: Optional[Tensor], out: Tensor, lse: Tensor,
                        grid: List[int], cell_size: int, num_levels: int,
                        rank: int, use_mass: bool, scale: float,
-                       dropout_p: float) -> Tuple[Tensor, Tensor, Tensor]:
+                       dropout_p: float,
+                       backend: str) -> Tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value summaries."""
     inputs = query_summaries, key_summaries, value_summaries
     if not query_summaries.shape[0]:
         return empty_grads(*inputs)
     geometry = _geometry(grid, cell_size, num_levels, rank)
-    return levels.far_backward(
+    return _module(backend).far_backward(
         grad_out, grad_lse, *inputs,
         packed_mass(geometry, key_mask, query_summaries.device), geometry,
         use_mass, scale, dropout_p, seed, out, lse)
@@ -115,7 +123,7 @@ far_field.register_autograd(_far_slopes, setup_context=_setup_far)
 def near_field(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
                far_lse: Tensor, key_mask: Optional[Tensor],
                seed: Optional[Tensor], cell_size: int, rank: int, scale: float,
-               dropout_p: float) -> Tuple[Tensor, Tensor]:
+               dropout_p: float, backend: str) -> Tuple[Tensor, Tensor]:
     """One softmax over near tokens and what a token's sub-cell sees afar.
 
     Args:
@@ -124,6 +132,7 @@ def near_field(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
             ``[B, M_1, heads]`` in float32 (float64 for float64).
         key_mask: bool ``[B, *grid]``, True = real.
         seed: int64 scalar; required where ``dropout_p > 0``.
+        backend: 'torch' or 'triton'.
 
     Returns:
         Output like ``query``, and lse ``[B, *grid, heads]`` in float32
@@ -132,8 +141,9 @@ def near_field(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
     if not query.shape[0]:
         return empty_outputs(query)
     geometry = _geometry(query.shape[1:-2], cell_size, 1, rank)
-    return levels.near_forward(query, key, value, far_out, far_lse, key_mask,
-                               geometry, scale, dropout_p, seed)
+    return _module(backend).near_forward(query, key, value, far_out, far_lse,
+                                         key_mask, geometry, scale, dropout_p,
+                                         seed)
 
 
 @near_field.register_fake
@@ -146,15 +156,16 @@ def near_field_backward(
         grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
         value: Tensor, far_out: Tensor, far_lse: Tensor,
         key_mask: Optional[Tensor], seed: Optional[Tensor], out: Tensor,
-        lse: Tensor, cell_size: int, rank: int, scale: float,
-        dropout_p: float) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        lse: Tensor, cell_size: int, rank: int, scale: float, dropout_p: float,
+        backend: str) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, far output and far lse."""
     inputs = query, key, value, far_out, far_lse
     if not query.shape[0]:
         return empty_grads(*inputs)
     geometry = _geometry(query.shape[1:-2], cell_size, 1, rank)
-    return levels.near_backward(grad_out, grad_lse, *inputs, key_mask,
-                                geometry, scale, dropout_p, seed, out, lse)
+    return _module(backend).near_backward(grad_out, grad_lse, *inputs,
+                                          key_mask, geometry, scale, dropout_p,
+                                          seed, out, lse)
 
 
 @near_field_backward.register_fake

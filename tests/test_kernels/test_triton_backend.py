@@ -844,6 +844,12 @@ REAL = [
     ((16381, ), 2, 128, torch.float16, dict(cell_size=64)),
     ((4000, ), 2, 32, torch.bfloat16, dict(cell_size=64, num_levels=2)),
     ((1 << 20, ), 1, 64, torch.bfloat16, dict(cell_size=128, causal=True)),
+    ((250, 251), 3, 32, torch.bfloat16, dict(cell_size=8, pool_queries=True)),
+    ((128, 96), 2, 64, torch.float16,
+     dict(cell_size=4, rank=2, pool_queries=True)),
+    ((160, 160), 2, 128, torch.float32,
+     dict(cell_size=8, num_levels=1, pool_queries=True)),
+    ((16381, ), 2, 64, torch.bfloat16, dict(cell_size=64, pool_queries=True)),
 ]
 
 
@@ -897,6 +903,7 @@ def test_autocast(dtype) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     'shape, options', [((40, 40), dict(cell_size=4)),
+                       ((40, 40), dict(cell_size=4, pool_queries=True)),
                        ((1000, ), dict(cell_size=64, causal=True))],
     ids=str)
 @pytest.mark.parametrize('masked', [False, True])

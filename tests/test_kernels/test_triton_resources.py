@@ -50,7 +50,10 @@ def test_configurations_fit(head_dim, itemsize, sm) -> None:
                                            'MM', 'F'), (configs.key_config(w),
                                                         'NN', 'M'),
                                           (configs.summary_config(w), 'NN',
-                                           'M')):
+                                           'M'), (configs.subcell_config(
+                                               w, 16), 'MM', 'N'),
+                                          (configs.subcell_key_config(w, 64),
+                                           'NN', 'M')):
                 rows = sum(config[f'BLOCK_{x}'] for x in kept)
                 rows += config['num_stages'] * 2 * config[f'BLOCK_{passing}']
                 used = rows * w.dim * itemsize
@@ -145,7 +148,7 @@ def test_the_search_is_built_once_for_a_default() -> None:
     # A choice must not serve another kernel of the same default.
     assert set(search.keys) == {
         'height', 'width', 'heads', 'DIM', 'NDIM', 'CELL', 'PARTS', 'CAUSAL',
-        'MASKED', 'DROPOUT', 'TOP', 'BACKWARD', 'PRECISION'
+        'MASKED', 'DROPOUT', 'TOP', 'SIDE', 'BACKWARD', 'PRECISION'
     }
     configs.tuned.cache_clear()
 
@@ -196,5 +199,12 @@ def test_registers_spills_and_shared_memory(repo_root, load_script,
     assert all(every <= found for found in kernels.values())
     for name, case in expected.items():
         if case.num_levels != 0:
-            assert {'summary_kernel', 'finest_kernel',
-                    'spread_kernel'} <= kernels[name]
+            assert {'finest_kernel', 'spread_kernel'} <= kernels[name]
+            far = {'summary_kernel'}
+            if case.pooled:
+                far = {
+                    'subcell_kernel', 'subcell_kernel backward',
+                    'subcell_key_kernel', 'from_level_kernel',
+                    'from_tokens_kernel'
+                }
+            assert far <= kernels[name]

@@ -49,7 +49,8 @@ def gpu(module, monkeypatch):
         check, 'TINY',
         [((16, 19), 4, 2, 8, 1, {}), ((16, 16), 4, 1, 8, 2, dict(mask=True)),
          ((90, ), 8, 1, 8, 1, dict(causal=True, dtype='float32')),
-         ((16, 19), 4, 1, 8, 1, dict(dropout_p=0.1, dropout_seed=7))])
+         ((16, 19), 4, 1, 8, 1, dict(dropout_p=0.1, dropout_seed=7)),
+         ((16, 19), 2, 2, 8, 1, dict(pool_queries=True))])
     monkeypatch.setattr(check, 'TINY_LARGEST',
                         case((90, ), (8, ), 1, 8, 1, True))
     return module('gpu')
@@ -92,6 +93,13 @@ def test_parts_run_and_record(gpu, module, tmp_path, capsys, load_script,
         assert row['flops'] == geometry.flops(1, 8, row['batch'])
         times = row['times']['training']
         assert times['fma']['median'] > 0 and times['fma']['peak_bytes'] > 0
+        if row['causal']:
+            assert 'pooled' not in times
+        else:
+            pooled = geometry.flops(1, 8, row['batch'], pool_queries=True)
+            assert row['pooled_flops'] == pooled and 'pooled' in row['errors']
+            assert row['tflops']['forward']['pooled'] == pytest.approx(
+                pooled / row['times']['forward']['pooled']['median'] / 1e12)
         assert row['sdpa_kernels']['sdpa'] == 'chosen by PyTorch'
         assert 'flatters FMA' in row['notes']['flex']
         # What cannot run here says why, and costs nothing else.
@@ -103,7 +111,7 @@ def test_parts_run_and_record(gpu, module, tmp_path, capsys, load_script,
     assert found['profile']['rows'][0]['training']
     assert 'not run' in found['profile']['rows'][0]['ncu']
     printed = capsys.readouterr().out
-    assert 'check: 5 of 5 passed' in printed
+    assert 'check: 6 of 6 passed' in printed
     assert backends['float64'] in printed
     assert 'not measured' in printed
     assert (tmp_path / 'summary_gpu.txt').read_text() in printed

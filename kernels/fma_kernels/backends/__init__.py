@@ -1,8 +1,9 @@
 """The backends of the core ops: one module (or package) each.
 
 A backend has four functions on packed tensors, as :mod:`fma_kernels.ops`
-calls them: ``forward``, ``backward``, ``pool`` and ``pool_backward``. Adding
-one means such a module and a ``refuse_*`` in ``checks.py``.
+calls them: ``forward``, ``backward``, ``pool`` and ``pool_backward``; for
+pooled queries four more, as :mod:`fma_kernels.pooled` does. Adding one means
+such a module and a ``refuse_*`` in ``checks.py``.
 """
 from importlib import import_module
 from types import ModuleType

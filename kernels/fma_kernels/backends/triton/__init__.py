@@ -6,11 +6,15 @@ from torch import Tensor
 
 from .call import Call, on_device, unit_rows
 from .keys import near_slopes
+from .pooled import far_backward, far_forward, near_backward, near_forward
 from .pooling import pool, pool_backward
 from .queries import walk
 from .summaries import far_slopes
 
-__all__ = ['forward', 'backward', 'pool', 'pool_backward']
+__all__ = [
+    'forward', 'backward', 'pool', 'pool_backward', 'far_forward',
+    'far_backward', 'near_forward', 'near_backward'
+]
 
 
 def _positive_scale(query: Tensor, options: Sequence) -> Tuple[Tensor, tuple]:
@@ -35,7 +39,8 @@ def forward(query: Tensor, key: Tensor, value: Tensor, key_summaries: Tensor,
     with on_device(query):
         walk(
             Call(query, *options), query, key, value,
-            key_summaries.contiguous(), value_summaries.contiguous(), out, lse)
+            (key_summaries.contiguous(), value_summaries.contiguous()), out,
+            lse)
     return out, lse
 
 
@@ -59,8 +64,8 @@ def backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
     logsum, delta = torch.empty_like(lse), torch.empty_like(lse)
     with on_device(query):
         call = Call(query, *options)
-        walk(call, query, key, value, key_summaries, value_summaries, out, lse,
-             grad_out, grad_lse.contiguous(), logsum, delta, grads[0])
+        walk(call, query, key, value, (key_summaries, value_summaries), out,
+             lse, grad_out, grad_lse.contiguous(), logsum, delta, grads[0])
         near_slopes(call, query, key, value, logsum, grad_out, delta,
                     *grads[1:3])
         if call.hierarchy.num_levels:

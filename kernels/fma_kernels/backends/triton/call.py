@@ -1,6 +1,6 @@
 """What all kernels of one call share: shapes, strides, constants."""
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Dict, Optional, Tuple
 
@@ -133,16 +133,7 @@ class Call:
             BOX_Y=p.window[0],
             BOX_X=p.window[1])
         self.mask = mask_arguments(key_mask, spare=mass)
-        if key_mask is None:
-            bias = _grid_bias(hierarchy, use_mass, query.device)
-        else:
-            bias = _bias(mass, use_mass)
-        self.far = dict(
-            bias=bias,
-            bias_batch=bias.stride(0) if bias.shape[0] > 1 else 0,
-            summaries=hierarchy.num_summaries,
-            levels=level_table(hierarchy, query.device),
-            PARTS=p.parts)
+        self._mass, self._use_mass = mass, use_mass
         self.numbers = dict(
             # log2(e), and never 0: hidden logits are -inf times the scale.
             scale=max(scale * 1.4426950408889634, 1e-30),
@@ -152,6 +143,22 @@ class Call:
             DROPOUT=dropout_p > 0,
             PRECISION='tf32' if self.work.wide and _allows_tf32() else 'ieee',
             UPCAST=INTERPRETED and query.dtype == torch.bfloat16)
+
+    @cached_property
+    def far(self) -> dict:
+        """The packed summaries, but for their content."""
+        mass, hierarchy = self._mass, self.hierarchy
+        if mass is packed_mass(hierarchy, device=mass.device):
+            # Shared between calls: there is no mask.
+            bias = _grid_bias(hierarchy, self._use_mass, mass.device)
+        else:
+            bias = _bias(mass, self._use_mass)
+        return dict(
+            bias=bias,
+            bias_batch=bias.stride(0) if bias.shape[0] > 1 else 0,
+            summaries=hierarchy.num_summaries,
+            levels=level_table(hierarchy, mass.device),
+            PARTS=self.plan.parts)
 
     def programs(self, block: int) -> int:
         """Programs of a call where tiles are cut into blocks of tokens."""

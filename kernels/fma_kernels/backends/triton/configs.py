@@ -149,6 +149,31 @@ def summary_config(work: Work) -> Config:
                                2 * queries))
 
 
+def subcell_config(work: Work, tile: int) -> Config:
+    """Blocks of pooled queries (M), and of the summaries that pass (N).
+
+    Args:
+        work: ``wide`` for IEEE products; operands are float32 in any case.
+        tile: summaries of a tile.
+    """
+    return dict(
+        BLOCK_M=_power(tile, 16, 32),
+        BLOCK_N=16 if work.wide else 32,
+        num_warps=4,
+        num_stages=1 if work.sm < 80 else 2,
+        maxnreg=MOST_REGISTERS)
+
+
+def subcell_key_config(work: Work, tile: int) -> Config:
+    """Blocks of summaries (N), kept, and of pooled queries (M)."""
+    return dict(
+        BLOCK_N=_power(tile, 16, 32),
+        BLOCK_M=16 if work.wide or work.dim > 64 else 32,
+        num_warps=4,
+        num_stages=1 if work.wide or work.sm < 80 else 2,
+        maxnreg=MOST_REGISTERS)
+
+
 def neighbours(config: Config) -> List[triton.Config]:
     """The default and what is worth trying beside it: warps and stages."""
     blocks = {
@@ -181,7 +206,8 @@ def tuned(kernel, config: tuple):
         # All that makes another kernel of it, or another load.
         key=[
             'height', 'width', 'heads', 'DIM', 'NDIM', 'CELL', 'PARTS',
-            'CAUSAL', 'MASKED', 'DROPOUT', 'TOP', 'BACKWARD', 'PRECISION'
+            'CAUSAL', 'MASKED', 'DROPOUT', 'TOP', 'SIDE', 'BACKWARD',
+            'PRECISION'
         ],
         **options)
     return search(kernel)

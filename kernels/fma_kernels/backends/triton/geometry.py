@@ -139,6 +139,24 @@ def window_length(NDIM: tl.constexpr, CAUSAL: tl.constexpr):
 
 
 @triton.jit
+def subcell_of(y, x, width, CELL: tl.constexpr, PARTS: tl.constexpr,
+               SIDE: tl.constexpr):
+    """Token -> number of its sub-cell of level 1, of SIDE tokens a side."""
+    cell = y // CELL * tl.cdiv(width, CELL) + x // CELL
+    part = y % CELL // SIDE * (CELL // SIDE) + x % CELL // SIDE
+    return cell * PARTS + part
+
+
+@triton.jit
+def level_of(number, table, levels, COLUMNS: tl.constexpr):
+    """The last level whose first number (column 0) is at most ``number``."""
+    level = 0
+    for other in range(1, levels):
+        level += (number >= tl.load(table + other * COLUMNS)).to(tl.int32)
+    return level
+
+
+@triton.jit
 def summary_at(levels, level, y, x, part, valid, PARTS: tl.constexpr):
     """Cell of a level (0 = finest) -> packed summary; -1 off the grid."""
     start = tl.load(levels + level * 3, mask=valid, other=0)

@@ -60,3 +60,10 @@ def far_lists(hierarchy: Hierarchy, device: torch.device) -> FarLists:
     tables = (_padded(index, block), finest, bits)
     index, finest, bits = (x.to(device, torch.int32) for x in tables)
     return FarLists(index, finest, bits, block)
+
+
+@lru_cache(maxsize=8)
+def no_lists(device: torch.device) -> FarLists:
+    """For pooled queries, whose far lists are walked apart."""
+    nothing = torch.empty((1, 0), dtype=torch.int32, device=device)
+    return FarLists(nothing, nothing, nothing[0], 16)

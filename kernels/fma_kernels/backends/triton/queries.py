@@ -3,7 +3,7 @@
 One walk serves both passes, so that they cannot disagree on who attends to
 what: near tokens, then the summaries of every level.
 """
-from typing import Optional
+from typing import Optional, Tuple
 
 import triton
 import triton.language as tl
@@ -15,15 +15,15 @@ from .blocks import (attend, load_rows, load_summaries, local_offset,
 from .call import Call, run, strides, wide
 from .dropout import key_state, row_state
 from .geometry import (box_place, box_range, box_tokens, child_bit, is_far,
-                       locate, near_bits, on_axis, top_summaries)
-from .lists import far_lists
+                       locate, near_bits, on_axis, subcell_of, top_summaries)
+from .lists import far_lists, no_lists
 
 
 @triton.jit
-def _step(q, k, v, bias, seen, row, key, threshold, keep_scale, scale, grad,
-          first, second, total, BACKWARD: tl.constexpr, BIASED: tl.constexpr,
-          HIDES: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-          UPCAST: tl.constexpr):
+def step(q, k, v, bias, seen, row, key, threshold, keep_scale, scale, grad,
+         first, second, total, BACKWARD: tl.constexpr, BIASED: tl.constexpr,
+         HIDES: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+         UPCAST: tl.constexpr):
     """A block of keys: ``first, second`` are the running maximum and sum of
     the forward pass, lse and delta of the backward pass."""
     if BACKWARD:
@@ -50,26 +50,27 @@ def _far_step(q, found, seen, state, tokens, key_far, value_far, far_bias,
     hashed = tl.zeros([1], tl.uint32)
     if DROPOUT:
         hashed = key_state(tokens + found)
-    return _step(q, k, v, bias, seen, state, hashed, threshold, keep_scale,
-                 scale, grad, first, second, total, BACKWARD, True, HIDES,
-                 DROPOUT, PRECISION, UPCAST)
+    return step(q, k, v, bias, seen, state, hashed, threshold, keep_scale,
+                scale, grad, first, second, total, BACKWARD, True, HIDES,
+                DROPOUT, PRECISION, UPCAST)
 
 
 @triton.jit
 def query_kernel(
         query, key, value, key_summaries, value_summaries, bias, key_mask,
         levels, lists, finest, finest_bits, seed, out, lse, grad_out, grad_lse,
-        logsum, delta, grad_query, q_batch, q_y, q_x, q_head, k_batch, k_y,
-        k_x, k_head, v_batch, v_y, v_x, v_head, g_batch, g_y, g_x, g_head,
-        mask_batch, mask_y, mask_x, bias_batch, summaries, height, width,
-        heads, tiles_y, tiles_x, listed, top_level, top_entries, scale,
-        threshold, keep_scale, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
-        NDIM: tl.constexpr, CELL: tl.constexpr, PARTS: tl.constexpr,
-        GROUPED: tl.constexpr, CAUSAL: tl.constexpr, TILE_Y: tl.constexpr,
-        TILE_X: tl.constexpr, BOX_Y: tl.constexpr, BOX_X: tl.constexpr,
-        MARGIN_Y: tl.constexpr, MARGIN_X: tl.constexpr, FINEST: tl.constexpr,
-        TOP: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
+        logsum, delta, grad_query, far_out, far_lse, q_batch, q_y, q_x, q_head,
+        k_batch, k_y, k_x, k_head, v_batch, v_y, v_x, v_head, g_batch, g_y,
+        g_x, g_head, mask_batch, mask_y, mask_x, bias_batch, summaries,
+        far_out_batch, far_lse_batch, height, width, heads, tiles_y, tiles_x,
+        listed, top_level, top_entries, scale, threshold, keep_scale,
+        DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+        BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, NDIM: tl.constexpr,
+        CELL: tl.constexpr, PARTS: tl.constexpr, GROUPED: tl.constexpr,
+        CAUSAL: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
+        BOX_Y: tl.constexpr, BOX_X: tl.constexpr, MARGIN_Y: tl.constexpr,
+        MARGIN_X: tl.constexpr, FINEST: tl.constexpr, TOP: tl.constexpr,
+        SIDE: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
         DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, PRECISION: tl.constexpr,
         UPCAST: tl.constexpr):
     """A block of queries of one tile and head.
@@ -84,6 +85,10 @@ def query_kernel(
     for the finest level of parents ``finest [tiles, FINEST]``, where
     ``finest_bits [FINEST]`` says which children see an entry. With TOP, the
     whole grid of the last level is a list as well.
+
+    With SIDE > 0 all of these stay unread: queries are pooled, and what is
+    far is one key more, of the query's sub-cell of so many tokens a side:
+    ``far_out``, float32 ``[B, rows, heads, D]``, and ``far_lse``, its logit.
     """
     BLOCKS: tl.constexpr = (TILE_Y * TILE_X + BLOCK_M - 1) // BLOCK_M
     batch, head, tile_y, tile_x, block = locate(
@@ -116,6 +121,17 @@ def query_kernel(
         first = tl.full([BLOCK_M], float('-inf'), tl.float32)
         second = tl.zeros([BLOCK_M], tl.float32)
     total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if SIDE > 0 and not BACKWARD:
+        parent = subcell_of(y, x, width, CELL, PARTS, SIDE) * heads + head
+        first = tl.load(
+            far_lse + batch * far_lse_batch + parent,
+            mask=valid,
+            other=float('-inf'))
+        first *= 1.4426950408889634  # log2(e)
+        some = first > float('-inf')
+        second = tl.where(some, 1.0, 0.0)
+        total = load_rows(far_out + batch * far_out_batch + parent * DIM, some,
+                          DIM, BLOCK_D, True)
     bits = tl.full([BLOCK_M], 1, tl.int32)
     if GROUPED:
         bits = child_bit(y - tile_y * TILE_Y, x - tile_x * TILE_X, CELL)
@@ -163,10 +179,10 @@ def query_kernel(
         hashed = unhashed
         if DROPOUT:
             hashed = key_state((box_y + near_y) * width + box_x + near_x)
-        first, second, total = _step(q, k, v, nothing, seen, state, hashed,
-                                     threshold, keep_scale, scale, grad, first,
-                                     second, total, BACKWARD, False, GROUPED,
-                                     DROPOUT, PRECISION, UPCAST)
+        first, second, total = step(q, k, v, nothing, seen, state, hashed,
+                                    threshold, keep_scale, scale, grad, first,
+                                    second, total, BACKWARD, False, GROUPED,
+                                    DROPOUT, PRECISION, UPCAST)
     for start in range(plain, high, BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
         near_y, near_x = box_place(place, BOX_X)
@@ -190,50 +206,52 @@ def query_kernel(
         hashed = unhashed
         if DROPOUT:
             hashed = key_state((box_y + near_y) * width + box_x + near_x)
-        first, second, total = _step(q, k, v, nothing, seen, state, hashed,
-                                     threshold, keep_scale, scale, grad, first,
-                                     second, total, BACKWARD, False, True,
-                                     DROPOUT, PRECISION, UPCAST)
+        first, second, total = step(q, k, v, nothing, seen, state, hashed,
+                                    threshold, keep_scale, scale, grad, first,
+                                    second, total, BACKWARD, False, True,
+                                    DROPOUT, PRECISION, UPCAST)
 
-    # Far summaries; a row of them is (image, summary, head).
-    stride = heads * DIM
-    far_head = (batch * summaries * heads + head) * DIM
-    key_far = key_summaries + far_head
-    value_far = value_summaries + far_head
-    far_bias = bias + batch * bias_batch
-    tile = tile_y * tiles_x + tile_x
-    if GROUPED:
-        for start in range(0, FINEST, BLOCK_F):
-            entry = start + tl.arange(0, BLOCK_F)
-            found = tl.load(finest + tile * FINEST + entry)
-            seen_by = tl.load(finest_bits + entry)
-            seen = (seen_by[None, :] & bits[:, None]) > 0
-            first, second, total = _far_step(q, found, seen, state, tokens,
+    if SIDE == 0:
+        # Far summaries; a row of them is (image, summary, head).
+        stride = heads * DIM
+        far_head = (batch * summaries * heads + head) * DIM
+        key_far = key_summaries + far_head
+        value_far = value_summaries + far_head
+        far_bias = bias + batch * bias_batch
+        tile = tile_y * tiles_x + tile_x
+        if GROUPED:
+            for start in range(0, FINEST, BLOCK_F):
+                entry = start + tl.arange(0, BLOCK_F)
+                found = tl.load(finest + tile * FINEST + entry)
+                seen_by = tl.load(finest_bits + entry)
+                seen = (seen_by[None, :] & bits[:, None]) > 0
+                first, second, total = _far_step(
+                    q, found, seen, state, tokens, key_far, value_far,
+                    far_bias, stride, threshold, keep_scale, scale, grad,
+                    first, second, total, BACKWARD, True, DIM, BLOCK_D,
+                    DROPOUT, PRECISION, UPCAST)
+        for start in range(0, listed, BLOCK_F):
+            found = tl.load(lists + tile * listed + start +
+                            tl.arange(0, BLOCK_F))
+            first, second, total = _far_step(q, found, everyone, state, tokens,
                                              key_far, value_far, far_bias,
                                              stride, threshold, keep_scale,
                                              scale, grad, first, second, total,
-                                             BACKWARD, True, DIM, BLOCK_D,
+                                             BACKWARD, False, DIM, BLOCK_D,
                                              DROPOUT, PRECISION, UPCAST)
-    for start in range(0, listed, BLOCK_F):
-        found = tl.load(lists + tile * listed + start + tl.arange(0, BLOCK_F))
-        first, second, total = _far_step(q, found, everyone, state, tokens,
-                                         key_far, value_far, far_bias, stride,
-                                         threshold, keep_scale, scale, grad,
-                                         first, second, total, BACKWARD, False,
-                                         DIM, BLOCK_D, DROPOUT, PRECISION,
-                                         UPCAST)
-    if TOP:
-        # One cell of the top level holds the whole tile.
-        up = top_level - (1 if GROUPED else 0)
-        for start in range(0, top_entries, BLOCK_F):
-            found, cell_y, cell_x = top_summaries(
-                start + tl.arange(0, BLOCK_F), top_level, levels, PARTS)
-            far = is_far(cell_y, cell_x, tile_y >> up, tile_x >> up, CAUSAL)
-            first, second, total = _far_step(
-                q, tl.where(far, found, -1), everyone, state, tokens, key_far,
-                value_far, far_bias, stride, threshold, keep_scale, scale,
-                grad, first, second, total, BACKWARD, False, DIM, BLOCK_D,
-                DROPOUT, PRECISION, UPCAST)
+        if TOP:
+            # One cell of the top level holds the whole tile.
+            up = top_level - (1 if GROUPED else 0)
+            for start in range(0, top_entries, BLOCK_F):
+                found, cell_y, cell_x = top_summaries(
+                    start + tl.arange(0, BLOCK_F), top_level, levels, PARTS)
+                far = is_far(cell_y, cell_x, tile_y >> up, tile_x >> up,
+                             CAUSAL)
+                first, second, total = _far_step(
+                    q, tl.where(far, found, -1), everyone, state, tokens,
+                    key_far, value_far, far_bias, stride, threshold,
+                    keep_scale, scale, grad, first, second, total, BACKWARD,
+                    False, DIM, BLOCK_D, DROPOUT, PRECISION, UPCAST)
 
     if BACKWARD:
         # Logits are in base 2: their scale holds log2(e).
@@ -253,29 +271,37 @@ def walk(call: Call,
          query: Tensor,
          key: Tensor,
          value: Tensor,
-         key_summaries: Tensor,
-         value_summaries: Tensor,
+         far: Tuple[Tensor, Tensor],
          out: Tensor,
          lse: Tensor,
          grad_out: Optional[Tensor] = None,
          grad_lse: Optional[Tensor] = None,
          logsum: Optional[Tensor] = None,
          delta: Optional[Tensor] = None,
-         grad_query: Optional[Tensor] = None) -> None:
+         grad_query: Optional[Tensor] = None,
+         pooled: bool = False) -> None:
     """Fills ``out`` and ``lse``; given ``grad_out``, reads these and fills
-    ``logsum`` (lse in base 2), ``delta`` and ``grad_query``."""
+    ``logsum`` (lse in base 2), ``delta`` and ``grad_query``.
+
+    ``far`` is the packed summaries of keys and values; with ``pooled``, what
+    the sub-cells of level 1 know of them: output and lse.
+    """
     p, backward = call.plan, grad_out is not None
     if not backward:
         grad_out = grad_query = out
         grad_lse = logsum = delta = lse
-    lists = far_lists(call.hierarchy, query.device)
+    if pooled:
+        summaries, parents, lists = (query, query), far, no_lists(query.device)
+    else:
+        summaries, parents = far, (out, lse)
+        lists = far_lists(call.hierarchy, query.device)
     config = configs.query_config(call.work, lists.block, backward)
     arguments = dict(
         query=query,
         key=key,
         value=value,
-        key_summaries=key_summaries,
-        value_summaries=value_summaries,
+        key_summaries=summaries[0],
+        value_summaries=summaries[1],
         out=out,
         lse=lse,
         grad_out=grad_out,
@@ -283,6 +309,10 @@ def walk(call: Call,
         logsum=logsum,
         delta=delta,
         grad_query=grad_query,
+        far_out=parents[0],
+        far_lse=parents[1],
+        far_out_batch=parents[0].stride(0),
+        far_lse_batch=parents[1].stride(0),
         **strides('q', query),
         **strides('k', key),
         **strides('v', value),
@@ -301,7 +331,8 @@ def walk(call: Call,
         top_entries=call.hierarchy.level_sizes[-1] if p.top else 0,
         MARGIN_Y=p.margin[0],
         MARGIN_X=p.margin[1],
-        TOP=p.top,
+        TOP=p.top and not pooled,
+        SIDE=p.cell // p.rank if pooled else 0,
         WIDE=wide(p.window, query, key, value),
         BACKWARD=backward)
     run(query_kernel, call.programs(config['BLOCK_M']), config, arguments)

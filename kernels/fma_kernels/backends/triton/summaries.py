@@ -22,23 +22,15 @@ from .blocks import (key_slopes, load_rows, load_summaries, local_offset,
                      store_rows, token_offset)
 from .call import Call, run, strides, wide
 from .dropout import key_state, row_state
-from .geometry import (child_bit, far_bits, is_far, summary_at, top_summaries,
-                       window_entry, window_length, window_place)
+from .geometry import (child_bit, far_bits, is_far, level_of, summary_at,
+                       top_summaries, window_entry, window_length,
+                       window_place)
 from .plan import CHUNK, plan
 
 # Parts of the queries of a top level that lists its whole grid.
 TOP_CHUNKS = 16
 # Summaries that one program adds up.
 GATHER_BLOCK = 16
-
-
-@triton.jit
-def _level_of(number, table, levels, COLUMNS: tl.constexpr):
-    """The last level whose first number (column 0) is at most ``number``."""
-    level = 0
-    for other in range(1, levels):
-        level += (number >= tl.load(table + other * COLUMNS)).to(tl.int32)
-    return level
 
 
 @triton.jit
@@ -67,7 +59,7 @@ def summary_kernel(
     tokens = tl.cast(height, tl.int64) * width
     level = 0
     if not TOP:
-        level = _level_of(program, table, num_levels, 6)
+        level = level_of(program, table, num_levels, 6)
     row = table + level * 6
     program -= tl.load(row).to(tl.int32)
     chunks = tl.load(row + 2).to(tl.int32)
@@ -185,7 +177,7 @@ def gather_kernel(partial_key, partial_value, levels, table, blocks_table,
     head = (program % heads).to(tl.int64)
     batch = (program // heads // programs).to(tl.int64)
     program = program // heads % programs
-    level = _level_of(program, blocks_table, num_levels, 1)
+    level = level_of(program, blocks_table, num_levels, 1)
     row = table + level * 6
     chunks = tl.load(row + 2).to(tl.int32)
     columns = tl.load(row + 4).to(tl.int32)

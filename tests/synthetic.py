@@ -206,6 +206,8 @@ def write_texts(root: Path, words: int = 400) -> Path:
     return root
 
 
+# Sets whose configs say how many samples to read.
+SAMPLED = ('ListOpsDataset', 'TextClassificationDataset')
 LISTOPS = (('[MAX 2 9 [MIN 4 7 ] 0 ]', 9), ('[SM 8 [MED 1 2 ] 5 ]', 4),
            ('[MIN [SM 9 9 ] 3 [MAX 1 0 ] 4 ]', 1), ('[MED 7 3 ]', 5))
 
@@ -279,8 +281,7 @@ def shrink(node: Any, root: Path) -> None:
                 # Several validation windows of a short text.
                 for part in ('valid_fraction', 'test_fraction'):
                     node[part] = 0.2
-            elif kind.endswith(
-                ('ListOpsDataset', 'TextClassificationDataset')):
+            elif kind.split('.')[-1] in SAMPLED:
                 node['samples'] = 4
             elif 'indices' not in node and kind != 'ConcatDataset':
                 node['indices'] = 4

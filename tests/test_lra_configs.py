@@ -106,6 +106,22 @@ def test_builds(path: Path, data: Path, tmp_path: Path) -> None:
     METRICS.build(cfg.test_evaluator)
 
 
+def test_metafile_has_the_sizes() -> None:
+    yaml = pytest.importorskip('yaml')
+    models = yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
+    assert {m['Config']
+            for m in models
+            } == {p.relative_to(ROOT).as_posix()
+                  for p in CONFIGS}
+    for model in models:
+        cfg = load_config(str(ROOT / model['Config']))
+        assert model['Name'] == Path(model['Config']).stem
+        found = sum(p.numel() for p in MODELS.build(cfg.model).parameters())
+        assert model['Metadata']['Parameters'] == found
+        attention = cfg.model.net.attn.type
+        assert model['Metadata']['Attention'] == attention
+
+
 @pytest.mark.parametrize('path', TWINS, ids=lambda p: p.stem)
 def test_twin_differs_in_attention_only(path: Path) -> None:
     twin = load_config(str(path))
@@ -188,7 +204,28 @@ def test_wrong_settings_are_one_line(data: Path, train_tool,
         (['model.net.num_classes=2'],
          'num_classes is 2, but ListOpsDataset has 10 classes'),
         (['train_dataloader.dataset.samples=0'], 'samples is 0'),
+        (['model.net.num_classes=0'], 'num_classes must be at least 1'),
     ):
         with pytest.raises(UserError, match=message):
             run(train_tool, config, tmp_path / 'work', '--cfg-options',
                 *options)
+
+
+@pytest.mark.slow
+def test_text_of_ones_own(train_tool, tmp_path: Path) -> None:
+    """Other folders are other classes, given on the command line."""
+    path, = FOLDER.glob('full-lra-*_text-4k.py')
+    for split in ('train', 'test'):
+        for label in ('x', 'y', 'z'):
+            file = tmp_path / 'mine' / split / label / 'a.txt'
+            file.parent.mkdir(parents=True)
+            file.write_text(f'{label} ' * 9)
+    small = small_config(path, tmp_path, tmp_path / path.name)
+    options = [
+        f'{phase}_dataloader.dataset.{option}' for phase in ('train', 'val')
+        for option in (f'data_root={tmp_path}/mine', 'classes=None')
+    ]
+    runner = run(train_tool, small, tmp_path / 'work', '--cfg-options',
+                 *options, 'model.net.num_classes=3')
+    assert runner.train_dataloader.dataset.metainfo['classes'] == tuple('xyz')
+    assert runner.iter == 2

@@ -4,7 +4,8 @@
 Each work folder holds what `tools/train.py` logged and what `tools/test.py
 --out` wrote::
 
-    python tools/analysis_tools/collect_listops.py work_dirs/*_listops/test.json
+    python tools/analysis_tools/collect_listops.py \\
+        work_dirs/*_listops/test.json
 
 Sizes come from the configuration that was trained, iterations and the curve
 from the log; a training that was resumed is read from all of its parts.

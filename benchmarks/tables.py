@@ -16,8 +16,9 @@ from typing import Callable, Dict, List, Optional
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks/results'
-PAGES = ('README.md', 'configs/lm/README.md', 'demo/weights/README.md',
-         'docs/attention.md', 'docs/language_model.md', 'kernels/README.md')
+PAGES = ('README.md', 'configs/lm/README.md', 'configs/lra/README.md',
+         'demo/weights/README.md', 'docs/attention.md',
+         'docs/language_model.md', 'kernels/README.md')
 
 
 def load(name: str) -> Optional[dict]:
@@ -426,6 +427,25 @@ def language_models() -> Optional[str]:
             '`python tools/analysis_tools/collect_lm.py`')
 
 
+def list_ops() -> Optional[str]:
+    """Accuracies of sequence classifiers on ListOps."""
+    found = load('listops')
+    if not found:
+        return None
+    rows = [[
+        f'`{Path(r["config"]).stem}`', f'{r["parameters"] / 1e6:.2f}',
+        f'{r["iterations"]:,}', f'{r["samples"]:,}',
+        str(r['seed']), f'{r["accuracy"]:.1f}'
+    ] for r in found['rows']]
+    places = {where(r['environment']): None for r in found['rows']}
+    return ('ListOps, trained from scratch, tested on all 2,000 expressions '
+            'after the last iteration:\n\n' + table([
+                'config', 'params, M', 'iterations', 'expressions seen',
+                'seed', 'test accuracy, %'
+            ], rows) + '\n\nTested on ' + '; '.join(places) +
+            '; `python tools/analysis_tools/collect_listops.py`')
+
+
 def shipped_language_model() -> Optional[str]:
     """The score of the weights that demo/lm_demo.py uses."""
     found = load('books_lm_shipped')
@@ -715,6 +735,7 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'op 1D, CPU': op_1d,
     'language model streaming': streaming,
     'language model': language_models,
+    'ListOps': list_ops,
     'shipped language model': shipped_language_model,
     'approximation': approximation,
     'approximation, short': approximation_short,

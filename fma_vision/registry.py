@@ -26,9 +26,9 @@ except ImportError as error:
     HAS_MMENGINE = False
 
 __all__ = [
-    'DATASETS', 'DATA_SAMPLERS', 'EVALUATOR', 'HAS_MMENGINE', 'HOOKS', 'LOOPS',
-    'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'PARAM_SCHEDULERS',
-    'TASK_UTILS', 'TRANSFORMS', 'VISUALIZERS', 'BaseModule'
+    'DATASETS', 'DATA_SAMPLERS', 'EVALUATOR', 'FUNCTIONS', 'HAS_MMENGINE',
+    'HOOKS', 'LOOPS', 'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS',
+    'PARAM_SCHEDULERS', 'TASK_UTILS', 'TRANSFORMS', 'VISUALIZERS', 'BaseModule'
 ]
 
 SCOPE = 'fma_vision'
@@ -149,7 +149,8 @@ else:
 MODELS = _child('MODELS', ['fma_vision.models'])
 DATASETS = _child('DATASETS', ['fma_vision.datasets'])
 TRANSFORMS = _child('TRANSFORMS', ['fma_vision.datasets'])
-DATA_SAMPLERS = _child('DATA_SAMPLERS')
+DATA_SAMPLERS = _child('DATA_SAMPLERS', ['fma_vision.datasets'])
+FUNCTIONS = _child('FUNCTIONS', ['fma_vision.datasets'])
 METRICS = _child('METRICS', ['fma_vision.datasets'])
 EVALUATOR = _child('EVALUATOR')
 HOOKS = _child('HOOKS', ['fma_vision.engine.hooks'])

@@ -206,6 +206,37 @@ def write_texts(root: Path, words: int = 400) -> Path:
     return root
 
 
+# Sets whose configs say how many samples to read.
+SAMPLED = ('ListOpsDataset', 'TextClassificationDataset')
+LISTOPS = (('[MAX 2 9 [MIN 4 7 ] 0 ]', 9), ('[SM 8 [MED 1 2 ] 5 ]', 4),
+           ('[MIN [SM 9 9 ] 3 [MAX 1 0 ] 4 ]', 1), ('[MED 7 3 ]', 5))
+
+
+def write_sequences(root: Path) -> Path:
+    """Write every set of labelled sequences: short ones of many lengths.
+
+    Args:
+        root (Path): Folder.
+
+    Returns:
+        Path: ``root``.
+    """
+    from fma_vision.datasets.classification import CIFAR10_CLASSES
+    (root / 'listops').mkdir(parents=True)
+    lines = ''.join(f'{text}\t{value}\n' for text, value in LISTOPS * 2)
+    for split in ('train', 'val', 'test'):
+        (root / 'listops' / f'{split}.tsv').write_text('Source\tTarget\n' +
+                                                       lines)
+        for label in ('neg', 'pos'):
+            for i in range(3):
+                path = root / 'aclImdb' / split / label / f'{i}.txt'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f'It was {label}. ' * (2 + i))
+    write_class_folders(root / 'cifar10', CIFAR10_CLASSES, 32,
+                        dict(train=1, test=1))
+    return root
+
+
 def write_all(root: Path) -> Path:
     """Write every small set under ``root/data`` as the configs expect.
 
@@ -250,6 +281,8 @@ def shrink(node: Any, root: Path) -> None:
                 # Several validation windows of a short text.
                 for part in ('valid_fraction', 'test_fraction'):
                     node[part] = 0.2
+            elif kind.split('.')[-1] in SAMPLED:
+                node['samples'] = 4
             elif 'indices' not in node and kind != 'ConcatDataset':
                 node['indices'] = 4
         if kind == 'RandomResize' or (kind == 'Resize' and 'scale' in node):
@@ -260,8 +293,9 @@ def shrink(node: Any, root: Path) -> None:
             node['size'] = (32, 32)
         if 'batch_size' in node:
             node['batch_size'] = 2
-            node['num_workers'] = 0
-            node['persistent_workers'] = False
+            if 'dataset' in node:  # samplers know the batch as well
+                node['num_workers'] = 0
+                node['persistent_workers'] = False
         for value in node.values():
             shrink(value, root)
     elif isinstance(node, (list, tuple)):

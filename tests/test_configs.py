@@ -21,7 +21,8 @@ from fma_vision.engine import load_config
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs'
 CONFIGS = sorted(
-    p for p in FOLDER.glob('*/*.py') if p.parts[-2] not in ('_base_', 'lm'))
+    p for p in FOLDER.glob('*/*.py')
+    if p.parts[-2] not in ('_base_', 'lm', 'lra'))
 SMALL_SETS = ('camvid', 'cifar10', 'dubai_aerial', 'fashion_mnist',
               'labelmefacade', 'street', 'tiny_imagenet100')
 SMALL = [p for p in CONFIGS if p.parts[-2] in SMALL_SETS]

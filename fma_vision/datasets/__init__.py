@@ -1,4 +1,4 @@
-"""Datasets of the configs: texts, and small real sets with class names.
+"""Datasets of the configs: texts, sequences, and small real sets.
 
 Each part of the images imports when its host package (mmsegmentation,
 mmpretrain) is installed, the metric of texts and the subset when MMEngine
@@ -8,9 +8,16 @@ from importlib.util import find_spec
 
 from fma_vision import registry  # noqa: F401  silences the hosts' imports
 
+from .length_sampler import LengthGroupedSampler
+from .listops import ListOpsDataset
+from .sequences import pad_sequences
 from .text import TextDataset
+from .text_classification import TextClassificationDataset
 
-__all__ = ['TextDataset']
+__all__ = [
+    'LengthGroupedSampler', 'ListOpsDataset', 'TextClassificationDataset',
+    'TextDataset', 'pad_sequences'
+]
 
 if registry.HAS_MMENGINE:
     from .subset import SpreadSubset
@@ -29,6 +36,8 @@ if find_spec('mmseg') is not None:
 if find_spec('mmpretrain') is not None:
     from .classification import CIFAR10FolderDataset, TinyImageNet100Dataset
     from .fashion_mnist import FashionMNISTDataset
+    from .sequential_cifar10 import SequentialCIFAR10
     __all__ += [
-        'CIFAR10FolderDataset', 'FashionMNISTDataset', 'TinyImageNet100Dataset'
+        'CIFAR10FolderDataset', 'FashionMNISTDataset', 'SequentialCIFAR10',
+        'TinyImageNet100Dataset'
     ]

@@ -4,8 +4,12 @@ from ..layers import ATTENTION_LAYERS
 from ..registry import MODELS
 from .backbones import FMATransformer
 from .lm import FMALanguageModel, FMALMHead
+from .sequence import FMASequenceClassifier, PooledHead
 
 for _layer in ATTENTION_LAYERS.values():
     MODELS.register_module(module=_layer)
 
-__all__ = ['FMALMHead', 'FMALanguageModel', 'FMATransformer']
+__all__ = [
+    'FMALMHead', 'FMALanguageModel', 'FMASequenceClassifier', 'FMATransformer',
+    'PooledHead'
+]

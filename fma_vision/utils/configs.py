@@ -141,7 +141,8 @@ def training_size(cfg: Config) -> Optional[Tuple[int, ...]]:
     """What a config trains at, where it says so.
 
     Returns:
-        Height and width of images, or the tokens of a window of text.
+        Height and width of images, or the tokens of a window of text; where
+        sequences have lengths of their own, the longest that the model takes.
     """
 
     def pair(size: Any) -> Tuple[int, int]:
@@ -149,7 +150,9 @@ def training_size(cfg: Config) -> Optional[Tuple[int, ...]]:
 
     if is_language_model(cfg):
         dataset = (cfg.get('train_dataloader') or {}).get('dataset', {})
-        return (dataset['length'], ) if 'length' in dataset else None
+        length = dataset.get('length',
+                             model_settings(cfg)['net'].get('max_length'))
+        return None if length is None else (length, )
     if cfg.get('crop_size') is not None:
         return pair(cfg.crop_size)
     for step in cfg.get('train_pipeline') or ():

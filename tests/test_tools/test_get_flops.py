@@ -235,3 +235,18 @@ def test_bad_shapes_are_refused(get_flops, shape, capsys):
         get_flops.main(['any.py', '--shape', *shape])
     assert stop.value.code == 2
     assert '--shape' in capsys.readouterr().err
+
+
+def test_sequence_classifiers_take_a_length(get_flops, repo_root, capsys):
+    path = str(repo_root / 'configs/lra/fma-lra-small_1xb32-5k_listops.py')
+    get_flops.main([path])
+    # The longest sequence that the model takes.
+    assert 'text      2000 tokens' in capsys.readouterr().out
+    cfg = get_flops.load_model_config(path)
+    found = get_flops.measure(cfg, (300, ))['model']
+    net = get_flops.build_model(cfg).net
+    assert found.attention_macs == sum(
+        b.attn.attention_macs(300) for b in net.blocks)
+    # Two blocks with MLPs of three times the width; the head comes once.
+    dense = 300 * 2 * 10 * 128**2
+    assert found.macs - found.attention_macs == pytest.approx(dense, rel=.02)

@@ -13,10 +13,9 @@ from the log; a training that was resumed is read from all of its parts.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 if __name__ == '__main__':  # so that a checkout works without installing it
     _ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +24,11 @@ if __name__ == '__main__':  # so that a checkout works without installing it
 import matplotlib
 from mmengine.config import Config
 
-from fma_vision.engine import UserError, run_tool
+from fma_vision.engine import run_tool
 from fma_vision.utils.complexity import count_parameters
 from fma_vision.utils.configs import build_model, load_model_config
 from fma_vision.utils.files import write_json
+from fma_vision.utils.results import read_log, read_test
 
 matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402
@@ -54,53 +54,6 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_test(path: Path) -> Dict[str, Any]:
-    """A test's result.
-
-    Args:
-        path: Written by ``tools/test.py --out``.
-
-    Raises:
-        UserError: There is no such file, or it lacks a metric.
-    """
-    if not path.is_file():
-        raise UserError(f'{path}: no such file; tools/test.py --out writes it')
-    test = json.loads(path.read_text())
-    missing = set(METRICS) - set(test.get('metrics', {}))
-    if missing:
-        raise UserError(f'{path} has no {sorted(missing)}: it is not the '
-                        'test of a language model')
-    return test
-
-
-def read_log(folder: Path) -> Tuple[List[Dict[str, Any]], Path]:
-    """What a training logged, all its parts in order.
-
-    Args:
-        folder: The work folder.
-
-    Returns:
-        The logged lines, one at most for each step and kind, and the
-        configuration of the last part.
-
-    Raises:
-        UserError: Nothing was logged.
-    """
-    logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    lines: Dict[Tuple[int, bool], Dict[str, Any]] = {}
-    for log in logs:
-        part = [json.loads(text) for text in log.read_text().splitlines()]
-        if part:
-            # What came after the start of this part was done again by it.
-            first = min(line['step'] for line in part)
-            lines = {k: v for k, v in lines.items() if k[0] < first}
-        lines.update(((line['step'], 'bpc' in line), line) for line in part)
-    if not lines:
-        raise UserError(f'{folder} holds no log of a training '
-                        '(*/vis_data/scalars.json)')
-    return [lines[key] for key in sorted(lines)], logs[-1].parent / 'config.py'
-
-
 def tokens_per_iteration(cfg: Config) -> int:
     """Tokens that one training iteration reads on one device."""
     loader = cfg.train_dataloader
@@ -116,8 +69,8 @@ def collect(path: Path) -> Dict[str, Any]:
     Raises:
         UserError: Something is missing.
     """
-    test = read_test(path)
-    lines, config = read_log(path.parent)
+    test = read_test(path, METRICS)
+    lines, config = read_log(path.parent, 'bpc')
     cfg = load_model_config(str(config))
     net = build_model(cfg).net
     iterations = lines[-1]['step']

@@ -1,0 +1,4 @@
+_base_ = './default_runtime_lm.py'
+
+default_hooks = dict(
+    checkpoint=dict(save_best='accuracy/top1', rule='greater'))

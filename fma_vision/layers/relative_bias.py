@@ -9,7 +9,7 @@ from timm.layers import resize_rel_pos_bias_table_simple
 
 from .positions import resize_loaded
 
-# Offsets of far cells are clamped to +-3: none is farther below the top level.
+# Far cells are up to 3 away; at the top, where more are, offsets are clamped.
 FAR_SIDE = 7
 
 

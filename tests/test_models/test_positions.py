@@ -292,8 +292,8 @@ def test_shift_of_the_whole_grid_changes_nothing(pool_queries, summaries):
         atol=1e-4)
 
 
-def test_one_axis_may_shift_against_the_other_only_as_a_whole():
-    """Positions do matter: transposing the map is not transposing the out."""
+def test_rows_are_not_columns():
+    """A transposed map does not give the transposed output, as it would."""
     layer = _layer(FMAttention2D, 'rotary', cell_size=2)
     x = torch.randn(1, 8, 8, 16).double()
     turned = layer(x.transpose(1, 2)).transpose(1, 2)

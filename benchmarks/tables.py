@@ -377,6 +377,57 @@ def op_1d() -> Optional[str]:
             '; `python kernels/benchmarks/cpu1d.py`')
 
 
+def linear() -> Optional[str]:
+    """The linear variant: growth of time and memory, and the plain form."""
+    found = load('linear_cpu')
+    if not found:
+        return None
+    setting = next(iter(found.values()))['setting']
+    parts = [
+        f'{setting["heads"]} heads × {setting["head_dim"]}, rank '
+        f'{setting["rank"]}, averages, {setting["dtype"]}, batch '
+        f'{setting["batch"]}, inference unless stated.'
+    ]
+
+    def tokens(row: dict) -> str:
+        return (' × '.join(f'{size:,}' for size in row['grid']) +
+                f', cell {row["cell_size"]}')
+
+    if 'scaling' in found:
+        lines: Dict[str, List[str]] = {}
+        for r in found['scaling']['rows']:
+            lines.setdefault(tokens(r), []).extend([
+                f'{r["seconds"]["median"] * 1e3:.1f}',
+                number(r['growth']),
+                number(r['peak_bytes'] / 2**20),
+                number(r['peak_growth'])
+            ])
+        head = ['ms', 'growth', 'peak MiB', 'growth']
+        parts.append(
+            'Time and peak memory beyond the inputs, each followed by its '
+            'growth over the row above, for twice the tokens in 1D and four '
+            'times in 2D: the far field on summaries that are ready, the '
+            'same with all pooling, then the whole operation. With PyTorch\'s '
+            'switch `THP_MEM_ALLOC_ENABLE` for huge pages '
+            f'{"on" if found["scaling"]["setting"]["huge_pages"] else "off"}.'
+            '\n\n' + table(['tokens', *head, *head, *head],
+                           [[name, *cells] for name, cells in lines.items()]))
+    if 'plain' in found:
+        rows = [[
+            f'{tokens(r)}, {r["mode"]}',
+            milliseconds(r['pooled_seconds']),
+            milliseconds(r['plain_seconds']), f'**{r["faster"]:.2f} ×**'
+        ] for r in found['plain']['rows']]
+        parts.append(
+            'The whole operation against the plain form, which pools no '
+            'queries; training is a forward and a backward pass:\n\n' +
+            table(['tokens', 'pooled, ms', 'plain, ms', 'faster'], rows))
+    # Parts may have been measured apart.
+    places = {where(part['environment']): None for part in found.values()}
+    return ('\n\n'.join(parts) + '\n\n' + '; '.join(places) +
+            '; `python kernels/benchmarks/linear.py`')
+
+
 def streaming() -> Optional[str]:
     """Prefill and decoding of the language model."""
     found = load('lm_streaming_cpu')
@@ -733,6 +784,7 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'backbones, GPU': backbones_gpu,
     'kernel resources': kernel_resources,
     'op 1D, CPU': op_1d,
+    'linear variant, CPU': linear,
     'language model streaming': streaming,
     'language model': language_models,
     'ListOps': list_ops,

@@ -85,9 +85,9 @@ def repeats(part: str, args: argparse.Namespace) -> Optional[int]:
     return args.repeats or REPEATS[part] if part in REPEATS else None
 
 
-def refuse(errors: Dict[str, float], what: str) -> None:
+def refuse(errors: Dict[str, float], what: str, limit: float = 1e-4) -> None:
     """Raises where an error is not rounding."""
-    if not all(error <= 1e-4 for error in errors.values()):
+    if not all(error <= limit for error in errors.values()):
         raise RuntimeError(f'{what} is wrong: {errors}; nothing was timed')
 
 

@@ -18,6 +18,7 @@ from fma_kernels.pooled import (far_field, far_field_backward, near_field,
 from fma_kernels.pooling import average_pyramid, pack
 from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
                                  random_qkv, random_summaries)
+from fma_vision.utils.timing import peak_memory
 
 compare = partial(compare_backend, 'torch', pool_queries=True)
 BACKENDS = pytest.mark.parametrize('backend', ['naive', 'torch'])
@@ -326,6 +327,27 @@ def test_slabs_change_nothing(grid, elements, monkeypatch) -> None:
     monkeypatch.setattr(blocked, 'BLOCK_ELEMENTS', elements)
     for a, b in zip(run('torch', inputs, shape, False, **options), expected):
         assert_close(a, b)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize(
+    'grid', [((2048, ), 2, None, 1), ((2048, ), 4, None, 2),
+             ((50, 70), 2, None, 1)],
+    ids=str)
+def test_the_far_field_holds_no_second_pyramid(grid, masked,
+                                               monkeypatch) -> None:
+    """Beyond its results, a few blocks: copies of all would outgrow them."""
+    monkeypatch.setattr(blocked, 'BLOCK_ELEMENTS', 4096)
+    h = Hierarchy(*grid)
+    mask = random_mask(grid[0], 1) if masked else None
+    count = h.level_starts[-1] + h.level_sizes[-1]
+    levels = torch.randn(3, 1, count, 4, 64).unbind()
+    options = list(h.shape), h.cell_size, h.num_levels, h.rank, True, 0.5, 0.
+    with torch.no_grad():
+        out, lse = far_field(*levels, mask, None, *options)
+        peak = peak_memory(lambda: far_field(*levels, mask, None, *options))
+    results = 4 * (out.numel() + lse.numel())
+    assert results <= peak < 1.5 * results
 
 
 @pytest.mark.parametrize('shape', [(67, ), (13, 22)], ids=str)

@@ -225,8 +225,9 @@ class Level:
         query, key, value: ``[B, *lattice, heads, head_dim]``.
         bias: logits of the keys, ``[B or 1, *lattice, 1, 1]``, -inf where
             there is none; or None: 0.
-        absent: keys that may hold anything, even NaN, bool ``[B, *lattice,
-            1, 1]``; or None.
+        absent: keys that may hold anything, even NaN, bool ``[B or 1,
+            *lattice, 1, 1]``; or None.
+        silent: as ``absent`` for queries, which then ask with zeros.
         parents: output and lse of the level above, on its lattice.
         factor: points of a parent, per axis.
         numbers: int64 numbers of queries and of keys, ``[*lattice]``, by
@@ -235,12 +236,12 @@ class Level:
 
     def __init__(self, cut: Cut, query: Tensor, key: Tensor, value: Tensor,
                  bias: Optional[Tensor], absent: Optional[Tensor],
-                 parents: Optional[OutLse], factor: int,
-                 numbers: Optional[Tuple[Tensor,
-                                         Tensor]], options: Options) -> None:
+                 silent: Optional[Tensor], parents: Optional[OutLse],
+                 factor: int, numbers: Optional[Tuple[Tensor, Tensor]],
+                 options: Options) -> None:
         self.cut, self.options, self.numbers = cut, options, numbers
         self.query, self.key, self.value = query, key, value
-        self.bias, self.absent = bias, absent
+        self.bias, self.absent, self.silent = bias, absent, silent
         self.parents, self.factor = parents, factor
         self.acc = accumulation_dtype(query.dtype)
         self.device = query.device
@@ -281,14 +282,25 @@ class Level:
 
     # ----------------------------------------------------------- gathering
     def _queries(self, block: Block) -> Tensor:
-        return block.tiles(self.query).to(self.acc)
+        return block.part_tiles(self._part(block, self.query, self.silent))
 
     def _windows(self, block: Block, x: Tensor) -> Tensor:
-        part = block.part(x, self.cut.halo).to(self.acc)
-        if self.absent is not None:
-            absent = block.part(self.absent, self.cut.halo)
-            part = part.masked_fill(absent, 0)
-        return block.windows(part)
+        return block.windows(self._part(block, x, self.absent, self.cut.halo))
+
+    def _part(self,
+              block: Block,
+              x: Tensor,
+              absent: Optional[Tensor],
+              halo: int = 0) -> Tensor:
+        """A :meth:`Block.part` to compute with, 0 where absent.
+
+        Block by block, since a copy of all would take more memory than the
+        rest, and more time than its arithmetic once it leaves the caches.
+        """
+        part = block.part(x, halo).to(self.acc)
+        if absent is not None:
+            part = part.masked_fill(block.part(absent, halo), 0)
+        return part
 
     def _biases(self, block: Block) -> Optional[Tensor]:
         """``[b or 1, 1, tiles, 1, keys]``, -inf off the grid, or None."""
@@ -359,19 +371,18 @@ class Level:
         return keep.to(self.acc) / (1 - options.dropout_p)
 
     # ----------------------------------------------------------- attention
-    def attend(self) -> OutLse:
-        """Output, in the dtype of ``query``, and lse of every point."""
-        out = torch.empty(
-            self.query.shape, dtype=self.query.dtype, device=self.device)
-        lse = torch.empty((*self.query.shape[:-1], 1),
-                          dtype=self.acc,
-                          device=self.device)
+    def attend(self, out: Tensor, lse: Tensor) -> None:
+        """Writes output and lse of every point.
+
+        Args:
+            out: like ``query``, in any dtype.
+            lse: ``[B, *lattice, heads, 1]`` in the accumulation dtype.
+        """
         for bands in self.blocks(1):
             for block in bands:
                 found = self._attend(block)
                 for x, total in zip(found, (out, lse)):
                     block.part(total).copy_(block.from_tiles(x))
-        return out, lse
 
     def _attend(self, block: Block) -> OutLse:
         query, coarse = self._queries(block), self._coarse(block)
@@ -431,6 +442,9 @@ class Level:
             for block in bands:
                 query, key, value, *upper = self._slopes(block, results, grads)
                 block.part(totals[0]).copy_(query)
+                if self.silent is not None:
+                    block.part(totals[0]).masked_fill_(
+                        block.part(self.silent), 0)
                 span = block.span(self.cut.halo)[0]
                 for total, x in zip(sums, (key, value)):
                     total[:, span] += x
@@ -515,31 +529,28 @@ class FarField:
                  dropout_p: float, seed: Optional[Tensor]) -> None:
         self.hierarchy = hierarchy
         self.options = Options(scale, dropout_p, seed, hierarchy.num_tokens)
-        acc = accumulation_dtype(query.dtype)
-        self.absent = mass[..., None, None] == 0
-        # What is absent may hold anything, even NaN, and asks with zeros.
-        self.inputs = [
-            _lattices(x.to(acc).masked_fill(self.absent, 0), hierarchy)
-            for x in (query, key, value)
-        ]
-        bias = mass.to(acc).log()
+        self.inputs = [_lattices(x, hierarchy) for x in (query, key, value)]
+        bias = mass.to(accumulation_dtype(query.dtype)).log()
         if not use_mass:
             bias = bias.clamp(max=0)
         self.bias = _lattices(bias[..., None, None], hierarchy)
+        # What is absent may hold anything, even NaN.
+        self.absent = _lattices(mass[..., None, None] == 0, hierarchy)
 
     def level(self, level: int, parents: Optional[OutLse]) -> Level:
         """One level, from 1; ``parents`` as :class:`Level` takes them."""
         numbers = None
         if self.options.dropout_p:
             numbers = self._numbers(level)
+        absent = self.absent[level - 1]
         return Level(
             cut_level(self.hierarchy, level),
-            *(x[level - 1] for x in self.inputs), self.bias[level - 1], None,
-            parents, 2, numbers, self.options)
+            *(x[level - 1] for x in self.inputs), self.bias[level - 1], absent,
+            absent, parents, 2, numbers, self.options)
 
     def _numbers(self, level: int) -> Tuple[Tensor, Tensor]:
         """A sub-cell decides as its first token would."""
-        h, device = self.hierarchy, self.absent.device
+        h, device = self.hierarchy, self.bias[0].device
         side = h.widths[level - 1] // h.rank
         first = torch.zeros((), dtype=torch.int64, device=device)
         for cells, size in zip(h.grids[level - 1], h.shape):
@@ -560,10 +571,20 @@ def far_forward(query: Tensor, *args) -> OutLse:
         Output ``[B, M, heads, head_dim]`` and lse ``[B, M, heads]`` in the
         accumulation dtype.
     """
-    far, found = FarField(query, *args), []
-    for level in range(far.hierarchy.num_levels, 0, -1):
-        found.insert(0, far.level(level, found[0] if found else None).attend())
-    out, lse = (_packed(list(x), far.hierarchy) for x in zip(*found))
+    far = FarField(query, *args)
+    acc = accumulation_dtype(query.dtype)
+    out, lse = (
+        torch.empty((*query.shape[:-1], size), dtype=acc, device=query.device)
+        for size in (query.shape[-1], 1))
+    h, parents = far.hierarchy, None
+    # Levels write to where they belong, unless a lattice is a copy.
+    found = list(zip(_lattices(out, h), _lattices(lse, h)))
+    for level in range(h.num_levels, 0, -1):
+        results = found[level - 1]
+        far.level(level, parents).attend(*results)
+        parents = results
+    if h.rank > 1 and h.ndim > 1:
+        out, lse = (_packed(list(x), h) for x in zip(*found))
     return out, lse.squeeze(-1)
 
 
@@ -587,7 +608,7 @@ def far_backward(grad_out: Tensor, grad_lse: Tensor,
             grads[level] = tuple(map(torch.add, grads[level], slopes[3:]))
     query, key, value = (_packed(list(x), h).to(given.dtype)
                          for x, given in zip(zip(*found), inputs))
-    return query.masked_fill(far.absent, 0), key, value
+    return query, key, value
 
 
 def _near_level(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
@@ -610,7 +631,7 @@ def _near_level(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
         numbers = (number.view(hierarchy.shape), ) * 2
     options = Options(scale, dropout_p, seed, hierarchy.num_tokens)
     return Level(
-        cut_tokens(hierarchy), query, key, value, bias, absent, parents,
+        cut_tokens(hierarchy), query, key, value, bias, absent, None, parents,
         hierarchy.cell_size // hierarchy.rank, numbers, options)
 
 
@@ -620,7 +641,12 @@ def near_forward(*args) -> OutLse:
     Takes query, key, value, the far field's output and lse at level 1, the
     mask, the hierarchy, scale, dropout_p and seed.
     """
-    out, lse = _near_level(*args).attend()
+    query = args[0]
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    lse = torch.empty((*query.shape[:-1], 1),
+                      dtype=accumulation_dtype(query.dtype),
+                      device=query.device)
+    _near_level(*args).attend(out, lse)
     return out, lse.squeeze(-1)
 
 

@@ -21,7 +21,6 @@ from .blocks import key_slopes, load_rows, load_summaries, store_rows
 from .call import Call, run
 from .dropout import key_state, row_state
 from .geometry import level_of
-from .plan import plan
 from .queries import step
 
 # A tile has at least so many sub-cells: what a matrix unit takes.
@@ -105,11 +104,11 @@ def subcell_kernel(query, key, value, bias, levels, table, seed, out, lse,
     """A block of pooled queries of one tile and head.
 
     Forward writes ``out`` and ``lse`` of each sub-cell's own list, float32;
-    BACKWARD reads ``logsum`` and ``delta`` of all that it sees, and
-    ``grad_out``, and writes ``grad_query``. All are packed ``[B, M, heads,
-    D]`` and contiguous; ``table`` is that of :class:`Tiles`. Operands are
-    float32 whatever the inputs: gradients are sums over many tokens, too
-    large for float16.
+    BACKWARD reads ``grad_out``, ``logsum`` and ``delta`` of all that a
+    sub-cell sees, and writes ``grad_query``. All are packed ``[B, M, heads,
+    D]`` (or without ``D``) and contiguous; ``table`` is that of
+    :class:`Tiles`. Operands are float32 whatever the inputs: gradients are
+    sums over many tokens, too large for float16.
     """
     BLOCKS: tl.constexpr = (TILE_Y * TILE_X * PARTS + BLOCK_M - 1) // BLOCK_M
     batch, head, level, tile_y, tile_x, block = _tile_of(
@@ -293,7 +292,7 @@ def _arguments(call: Call, tiles: Tiles, scale: float, half: bool) -> dict:
 
     ``scale`` may be negative here: every logit has a bias.
     """
-    p = plan(call.hierarchy)
+    p = call.plan
     numbers = dict(call.numbers, scale=scale * 1.4426950408889634)  # log2(e)
     del numbers['UPCAST']
     if half:  # exact for what has 11 bits or fewer

@@ -169,7 +169,7 @@ def check(methods: List[Method], heads: int,
     for method in methods:
         if method.family == fma_forms.FAMILY:
             found[f'{method.family} {method.name}'] = fma_forms.check(
-                method, heads, head_dim)
+                method, head_dim)
     for name, differences in found.items():
         if not all(x <= TOLERANCE for x in differences.values()):
             raise UserError(f'{name} differs from its definition: '

@@ -9,7 +9,8 @@ optim_wrapper = dict(
         bias_decay_mult=0.,
         custom_keys={
             'summaries.delta': dict(decay_mult=0.),
-            'relative_position_bias_table': dict(decay_mult=0.)
+            'relative_position_bias_table': dict(decay_mult=0.),
+            'field_weights': dict(decay_mult=0.)
         }),
     clip_grad=dict(max_norm=5.0))
 param_scheduler = [

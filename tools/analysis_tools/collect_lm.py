@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 if __name__ == '__main__':  # so that a checkout works without installing it
     _ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +29,7 @@ from fma_vision.engine import UserError, run_tool
 from fma_vision.utils.complexity import count_parameters
 from fma_vision.utils.configs import build_model, load_model_config
 from fma_vision.utils.files import write_json
+from fma_vision.utils.logs import read_log
 
 matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402
@@ -71,34 +72,6 @@ def read_test(path: Path) -> Dict[str, Any]:
         raise UserError(f'{path} has no {sorted(missing)}: it is not the '
                         'test of a language model')
     return test
-
-
-def read_log(folder: Path) -> Tuple[List[Dict[str, Any]], Path]:
-    """What a training logged, all its parts in order.
-
-    Args:
-        folder: The work folder.
-
-    Returns:
-        The logged lines, one at most for each step and kind, and the
-        configuration of the last part.
-
-    Raises:
-        UserError: Nothing was logged.
-    """
-    logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    lines: Dict[Tuple[int, bool], Dict[str, Any]] = {}
-    for log in logs:
-        part = [json.loads(text) for text in log.read_text().splitlines()]
-        if part:
-            # What came after the start of this part was done again by it.
-            first = min(line['step'] for line in part)
-            lines = {k: v for k, v in lines.items() if k[0] < first}
-        lines.update(((line['step'], 'bpc' in line), line) for line in part)
-    if not lines:
-        raise UserError(f'{folder} holds no log of a training '
-                        '(*/vis_data/scalars.json)')
-    return [lines[key] for key in sorted(lines)], logs[-1].parent / 'config.py'
 
 
 def tokens_per_iteration(cfg: Config) -> int:

@@ -1,0 +1,49 @@
+"""Reading what a training logged."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from ..engine import UserError
+
+
+def read_log(folder: Path) -> Tuple[List[Dict[str, Any]], Path]:
+    """What a training logged, all its parts in order.
+
+    Steps of training are iterations; those of validation are epochs where
+    the training counts epochs.
+
+    Args:
+        folder: The work folder.
+
+    Returns:
+        The logged lines, one at most for each step of training (they hold
+        ``loss``) and of validation, and the configuration of the last part.
+
+    Raises:
+        UserError: Nothing was logged, or it cannot be read.
+    """
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+    lines: Dict[Tuple[bool, int], Dict[str, Any]] = {}
+    for log in logs:
+        try:
+            part = [json.loads(text) for text in log.read_text().splitlines()]
+            keyed = {('loss' in line, line['step']): line for line in part}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f'{log} cannot be read: {error}') from error
+        for kind in (False, True):
+            steps = [step for training, step in keyed if training == kind]
+            if steps:
+                # What came after the start of this part was done again.
+                first = min(steps)
+                lines = {
+                    key: line
+                    for key, line in lines.items()
+                    if key[0] != kind or key[1] < first
+                }
+        lines.update(keyed)
+    if not lines:
+        raise UserError(f'{folder} holds no log of a training '
+                        '(*/vis_data/scalars.json)')
+    ordered = sorted(lines, key=lambda key: (key[1], key[0]))
+    return [lines[key] for key in ordered], logs[-1].parent / 'config.py'

@@ -52,6 +52,14 @@ def kind_of(path: Path) -> str:
     return path.name.split('-nano')[0]
 
 
+def listed_parameters(path: Path) -> int:
+    """What the metafile says of a config."""
+    yaml = pytest.importorskip('yaml')
+    content = yaml.safe_load((path.parent / 'metafile.yml').read_text())
+    return next(model['Metadata']['Parameters'] for model in content['Models']
+                if model['Name'] == path.stem)
+
+
 @pytest.fixture(scope='module')
 def data(tmp_path_factory) -> Path:
     """Tiny files in the layouts of all small sets."""
@@ -98,7 +106,10 @@ def test_builds(path: Path, quick_init) -> None:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(model_cfg)
-        assert sum(p.numel() for p in model.parameters()) > 1e6
+        parameters = sum(p.numel() for p in model.parameters())
+        assert parameters > 1e6
+        if path.parts[-2] in PROTOCOL_SETS:
+            assert listed_parameters(path) == parameters
         num_classes = None
         for phase in ('train', 'val', 'test'):
             dataset = copy.deepcopy(cfg[f'{phase}_dataloader'].dataset)

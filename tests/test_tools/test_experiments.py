@@ -36,13 +36,18 @@ def scripts():
     try:
         import archive
         import collect
+        import curves
         import protocol
         import run
         yield SimpleNamespace(
-            archive=archive, collect=collect, protocol=protocol, run=run)
+            archive=archive,
+            collect=collect,
+            curves=curves,
+            protocol=protocol,
+            run=run)
     finally:
         sys.path.remove(str(FOLDER))
-        for name in ('archive', 'collect', 'protocol', 'run'):
+        for name in ('archive', 'collect', 'curves', 'protocol', 'run'):
             sys.modules.pop(name, None)
 
 
@@ -73,6 +78,10 @@ def driver(scripts, small, load_script, tmp_path, monkeypatch):
     def call(command):
         tool, argv = Path(command[1]).stem, command[2:]
         calls.append(command)
+        if tool != 'benchmark_resolution':
+            # One process has one logger for each name and second.
+            argv += [] if '--cfg-options' in argv else ['--cfg-options']
+            argv.append(f'experiment_name=call{len(calls)}')
         try:
             if tool == 'train':
                 train.train(train.parse_args(argv))
@@ -112,6 +121,7 @@ def driver(scripts, small, load_script, tmp_path, monkeypatch):
     monkeypatch.setattr(scripts.run, 'call', call)
     monkeypatch.setitem(scripts.protocol.PROTOCOLS, 'reduced', lambda: runs)
     monkeypatch.setattr(scripts.collect, 'RESULTS', tmp_path / 'results')
+    monkeypatch.setattr(scripts.collect, 'PICTURES', tmp_path / 'pictures')
     monkeypatch.chdir(ROOT)
     work = tmp_path / 'work'
 
@@ -207,6 +217,11 @@ def test_from_training_to_results(driver, scripts, small, tmp_path,
     assert line['images_per_second'] > 0 and line['training_memory'] is None
     assert line['versions']['torch'] == torch.__version__
     assert lines[0]['start'] == 'cifar10/fma' and lines[0]['epochs'] is None
+    curve = json.loads((results / 'curves/reduced_cifar10.json').read_text())
+    assert list(curve) == ['fma, seed 1']
+    assert [x for x, _ in curve['fma, seed 1']['loss']] == [.5, 1, 1.5, 2]
+    assert [x for x, _ in curve['fma, seed 1']['metric']] == [1, 2]
+    assert len(list((tmp_path / 'pictures').glob('*.png'))) == 2
     rows = (results / 'resolution.jsonl').read_text().splitlines()
     assert [json.loads(row)['scale'] for row in rows] == [1, 2]
 
@@ -296,6 +311,14 @@ def test_append_replaces_a_run_made_again(scripts, tmp_path) -> None:
     assert scripts.collect.append(path, [dict(first, value=2.)]) == 1
     values = [json.loads(x) for x in path.read_text().splitlines()]
     assert [(x['seed'], x['value']) for x in values] == [(0, 2.), (1, 1.)]
+
+
+def test_curves_are_thinned(scripts) -> None:
+    points = [(float(x), 2. * x) for x in range(250)]
+    found = scripts.curves.thin(points)
+    assert len(found) <= scripts.curves.POINTS
+    assert found[0] == (1, 2) and found[-1] == (249, 498)
+    assert scripts.curves.thin([]) == []
 
 
 def test_log_of_a_resumed_training(tmp_path) -> None:

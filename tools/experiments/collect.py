@@ -11,9 +11,12 @@ from fma_vision.utils.configs import input_shape, load_model_config, measure
 from fma_vision.utils.files import write_bytes
 from fma_vision.utils.logs import read_log
 
+import curves  # isort: skip
 from protocol import TASKS  # isort: skip
 
-RESULTS = Path(__file__).resolve().parents[2] / 'benchmarks/results'
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / 'benchmarks/results'
+PICTURES = ROOT / 'docs/assets'
 # What tests call it, and what the results do.
 METRICS = {'accuracy/top1': 'top1', 'mIoU': 'mIoU', 'bpc': 'bpc'}
 # One line for each; a run made again takes the place of its former line.
@@ -132,6 +135,14 @@ def key_of(line: Dict[str, Any]) -> Tuple:
     return tuple(line.get(name) for name in IDENTITY)
 
 
+def run_curve(folder: Path) -> Dict[str, Any]:
+    """The curves of one run, see :func:`curves.curve_of`."""
+    lines, config = read_log(folder)
+    epochs = load_model_config(str(config)).train_cfg.get('max_epochs')
+    key = next((m for m in METRICS if any(m in line for line in lines)), '')
+    return curves.curve_of(lines, epochs, key)
+
+
 def append(path: Path, lines: List[Dict[str, Any]]) -> int:
     """Add lines to a file, each run once.
 
@@ -158,7 +169,7 @@ def append(path: Path, lines: List[Dict[str, Any]]) -> int:
 
 
 def collect(root: Path) -> None:
-    """Read every work folder and add its results.
+    """Read every work folder, add its results and draw its curves.
 
     Args:
         root: Holds a folder for each protocol.
@@ -169,6 +180,7 @@ def collect(root: Path) -> None:
     runs: List[Dict[str, Any]] = []
     ablations: List[Dict[str, Any]] = []
     resolutions: List[Dict[str, Any]] = []
+    drawn: Dict[Tuple[str, str], Dict[str, Any]] = {}
     broken = []
     for path in sorted(root.glob('**/run.json')):
         folder = path.parent
@@ -178,17 +190,22 @@ def collect(root: Path) -> None:
         try:
             line = run_line(folder)
             more = resolution_lines(folder)
+            curve = run_curve(folder)
         except Exception as error:  # whatever a damaged folder makes of it
             broken.append(f'{folder}: {type(error).__name__}: {error}')
             continue
         ablation = line['name'].startswith('ablations/')
         (ablations if ablation else runs).append(line)
         resolutions += more
+        group = line['protocol'], 'ablations' if ablation else line['dataset']
+        name = line['name'].partition('/')[2]
+        drawn.setdefault(group, {})[f'{name}, seed {line["seed"]}'] = curve
     for name, lines in (('experiments', runs), ('resolution', resolutions),
                         ('ablations/cifar10', ablations)):
         target = RESULTS / f'{name}.jsonl'
         changed = append(target, lines) if lines else 0
         print(f'{target.name}: {changed} lines added or changed')
+    curves.update(RESULTS / 'curves', PICTURES, drawn)
     if broken:
         raise UserError(f'{len(broken)} folders were left out: '
                         f'{"; ".join(broken)}')

@@ -1,10 +1,11 @@
-"""Writes the measured tables into the pages, from benchmarks/results/*.json.
+"""Writes the measured tables into the pages, from benchmarks/results/.
 
     python benchmarks/tables.py            # rewrite the pages
     python benchmarks/tables.py --check    # fail if a page is out of date
 
 A page marks a place with ``<!-- results: NAME -->``; NAME is one of TABLES.
-No number is typed by hand: what was not measured leaves its place empty.
+No number is typed by hand: what was not measured leaves its place empty. The
+results of the experiments go into metafiles, too.
 """
 import argparse
 import json
@@ -14,23 +15,25 @@ from math import prod
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
+# Also where this file is imported by its path.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import experiments  # noqa: E402
+from markdown_table import table  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks/results'
 PAGES = ('README.md', 'configs/lm/README.md', 'configs/lra/README.md',
-         'demo/weights/README.md', 'docs/attention.md',
-         'docs/language_model.md', 'kernels/README.md')
+         'demo/weights/README.md', 'docs/attention.md', 'docs/experiments.md',
+         'docs/language_model.md', 'kernels/README.md',
+         *(f'configs/{folder}/README.md' for folder in experiments.FOLDERS))
+METAFILES = tuple(f'configs/{folder}/metafile.yml'
+                  for folder in experiments.FOLDERS)
 
 
 def load(name: str) -> Optional[dict]:
     """A result file, or None where it was not measured."""
     path = RESULTS / f'{name}.json'
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def table(head: List[str], rows: List[List[str]]) -> str:
-    """A Markdown table; the first column is text, the others numbers."""
-    lines = [head, ['---'] + ['--:'] * (len(head) - 1), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def where(environment: dict) -> str:
@@ -794,6 +797,18 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'attention layers': attention_short,
     'attention layers, details': attention_details,
     'attention layers, accuracy': attention_accuracy,
+    'ablations': lambda: experiments.ablations(RESULTS),
+    'resolutions': lambda: experiments.resolutions(RESULTS),
+    **{
+        f'experiments, {name}':
+        lambda name=name: experiments.comparison(RESULTS, name)
+        for name in experiments.DATASETS
+    },
+    **{
+        f'models, {folder}':
+        lambda folder=folder: experiments.models(RESULTS, folder)
+        for folder in experiments.FOLDERS
+    },
 }
 
 
@@ -821,10 +836,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--check', action='store_true')
     args = parser.parse_args()
-    for name in PAGES:
+    for name in PAGES + METAFILES:
         path = ROOT / name
         text = path.read_text()
-        filled = fill(text, name)
+        if name in METAFILES:
+            filled = experiments.fill_metafile(text, RESULTS)
+        else:
+            filled = fill(text, name)
         if filled == text:
             continue
         if args.check:

@@ -2,6 +2,7 @@
 import argparse
 import os
 import sys
+import time
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -30,7 +31,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='mixed precision: fp16 on a GPU, bfloat16 on the CPU')
+        help='mixed precision: optim_wrapper.dtype of the config, else fp16 '
+        'on a GPU; bfloat16 on the CPU')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -40,6 +42,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--no-validate',
         action='store_true',
         help='do not evaluate during training')
+    parser.add_argument(
+        '--time-limit',
+        type=float,
+        metavar='MINUTES',
+        help='stop after so long, with a checkpoint for --resume')
     parser.add_argument(
         '--device', choices=['cpu', 'cuda'], help='default: the best there is')
     parser.add_argument(
@@ -76,6 +83,20 @@ def enable_auto_scale_lr(cfg) -> None:
     setting.enable = True
 
 
+def set_time_limit(cfg, deadline: float) -> None:
+    """Let the training stop in time.
+
+    Args:
+        cfg (Config): Changed in place.
+        deadline (float): Seconds since the epoch.
+    """
+    from fma_vision.engine import hooks  # noqa: F401  registers the hook
+    cfg.custom_hooks = [
+        *(cfg.get('custom_hooks') or []),
+        dict(type='fma_vision.TimeLimitHook', deadline=deadline)
+    ]
+
+
 def train(args: argparse.Namespace):
     """Build the runner of the options and train.
 
@@ -88,6 +109,7 @@ def train(args: argparse.Namespace):
     from fma_vision.engine import (UserError, build_runner, check_data,
                                    drop_validation, load_config, prepare,
                                    select_device, set_work_dir)
+    started = time.time()
     select_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.config, args.work_dir)
@@ -104,6 +126,12 @@ def train(args: argparse.Namespace):
         enable_auto_scale_lr(cfg)
     if args.no_validate:
         drop_validation(cfg)
+    if args.time_limit is not None:
+        if args.launcher != 'none':
+            # Processes that stop at different steps would wait for ever.
+            raise UserError('--time-limit is for a single process, got '
+                            f'--launcher {args.launcher}')
+        set_time_limit(cfg, started + 60 * args.time_limit)
     loaders = ('train_dataloader', 'val_dataloader')
     prepare(cfg, loaders, launcher=args.launcher, amp=args.amp)
     runner = build_runner(cfg)

@@ -24,6 +24,10 @@ if registry.HAS_MMENGINE:
     from .text_metrics import BitsPerCharacter
     __all__ += ['BitsPerCharacter', 'SpreadSubset']
 
+if find_spec('mmcv') is not None:
+    from .cached_images import LoadCachedImage
+    __all__ += ['LoadCachedImage']
+
 if find_spec('mmseg') is not None:
     from .metrics import SubsetIoUMetric
     from .segmentation import (CamVidDataset, CamVidStreet8Dataset,

@@ -6,6 +6,8 @@ from mmpretrain.datasets import CustomDataset
 
 from fma_vision.registry import DATASETS
 
+from .cached_images import cache_images
+
 CIFAR10_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog',
                    'frog', 'horse', 'ship', 'truck')
 
@@ -38,6 +40,8 @@ class FolderDataset(CustomDataset):
         split (str): Name of the split's folder.
         expected_length (int, optional): Number of images the split must
             have; None accepts any.
+        cache_images (bool): Keep the decoded images in one file beside the
+            data, for :class:`LoadCachedImage`. Defaults to False.
         **kwargs: Arguments of :class:`mmpretrain.datasets.CustomDataset`.
 
     Raises:
@@ -51,8 +55,10 @@ class FolderDataset(CustomDataset):
                  data_root: str,
                  split: str,
                  expected_length: Optional[int] = None,
+                 cache_images: bool = False,
                  **kwargs: Any) -> None:
         self.expected_length = expected_length
+        self.cache_images = cache_images
         super().__init__(data_root=data_root, data_prefix=split, **kwargs)
 
     def folders(self) -> List[str]:
@@ -63,7 +69,8 @@ class FolderDataset(CustomDataset):
         """List the samples.
 
         Returns:
-            list[dict]: ``img_path`` and ``gt_label`` of each.
+            list[dict]: ``img_path`` and ``gt_label`` of each, and
+            ``cached_image`` where images are cached.
         """
         name, root = type(self).__name__, Path(self.img_prefix)
         if not root.is_dir():
@@ -88,6 +95,8 @@ class FolderDataset(CustomDataset):
                 dict(img_path=str(path), gt_label=label) for path in files
             ]
         check_length(f'{name} {root}', len(samples), self.expected_length)
+        if self.cache_images:
+            cache_images(samples, self.data_root)
         return samples
 
 

@@ -10,6 +10,7 @@ from mmseg.datasets import BaseSegDataset
 
 from fma_vision.registry import DATASETS
 
+from .cached_images import cache_images
 from .palettes import (CAMVID_CLASSES, CAMVID_PALETTE, CAMVID_TO_STREET8,
                        DUBAI_AERIAL_CLASSES, DUBAI_AERIAL_PALETTE,
                        STREET8_CLASSES, STREET8_PALETTE)
@@ -24,6 +25,8 @@ class PairedSegDataset(BaseSegDataset):
         subset (str, optional): A name stored in every sample as ``subset``,
             so that a metric can tell the parts of a concatenated set apart
             (see :class:`SubsetIoUMetric`). Defaults to None: none stored.
+        cache_images (bool): Keep the decoded photographs in one file beside
+            the data, for :class:`LoadCachedImage`. Defaults to False.
         **kwargs: Arguments of :class:`mmseg.datasets.BaseSegDataset`.
 
     Raises:
@@ -33,8 +36,12 @@ class PairedSegDataset(BaseSegDataset):
 
     converter = ''
 
-    def __init__(self, subset: Optional[str] = None, **kwargs: Any) -> None:
+    def __init__(self,
+                 subset: Optional[str] = None,
+                 cache_images: bool = False,
+                 **kwargs: Any) -> None:
         self.subset = subset
+        self.cache_images = cache_images
         super().__init__(**kwargs)
 
     def load_data_list(self) -> List[dict]:
@@ -69,6 +76,8 @@ class PairedSegDataset(BaseSegDataset):
         if self.subset is not None:
             for sample in samples:
                 sample['subset'] = self.subset
+        if self.cache_images:
+            cache_images(samples, self.data_root)
         return samples
 
     def _hint(self) -> str:

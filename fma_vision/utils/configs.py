@@ -6,14 +6,19 @@ Needs mmengine and the host toolbox that the config is written for.
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ..engine import UserError, building, load_config
+from .complexity import Complexity, measure_complexity
+
+# Of images, and of texts.
+DEFAULT_SIZE, DEFAULT_LENGTH = (224, 224), (1024, )
 
 
 def find_config(name: str) -> Path:
@@ -161,3 +166,53 @@ def training_size(cfg: Config) -> Optional[Tuple[int, ...]]:
         if step['type'] == 'RandomCrop':
             return pair(step['crop_size'])
     return None
+
+
+def input_shape(cfg: Config,
+                given: Optional[Sequence[int]] = None) -> Tuple[int, ...]:
+    """The size of the input to measure with.
+
+    Args:
+        cfg: The config.
+        given: From the command line.
+
+    Returns:
+        Height and width, or the tokens of a text.
+
+    Raises:
+        UserError: Two numbers for a text.
+    """
+    if not is_language_model(cfg):
+        if given:
+            return given[0], given[-1]
+        return training_size(cfg) or DEFAULT_SIZE
+    if given and len(given) > 1:
+        raise UserError('--shape of a language model is one number, the '
+                        f'tokens of a text; got {list(given)}')
+    return tuple(given or training_size(cfg) or DEFAULT_LENGTH)
+
+
+def measure(cfg: Config, shape: Tuple[int, ...]) -> Dict[str, Complexity]:
+    """Measures a config's backbone and whole model on one image or text.
+
+    Args:
+        cfg: The config.
+        shape: As from :func:`input_shape`.
+
+    Returns:
+        ``backbone`` (where the model has one) and ``model``: the latter as
+        used at test time, so without auxiliary heads.
+    """
+    model = build_model(cfg)
+    if getattr(model, 'auxiliary_head', None) is not None:
+        model.auxiliary_head = None
+    if is_language_model(cfg):
+        sample = torch.zeros(1, *shape, dtype=torch.int64)
+    else:
+        sample = torch.zeros(1, input_channels(cfg), *shape)
+    found = {}
+    if hasattr(model, 'backbone'):
+        found['backbone'] = measure_complexity(model.backbone, sample)
+    with building(f'the model on an input of {list(shape)}'):
+        found['model'] = measure_complexity(model, sample, mode='tensor')
+    return found

@@ -3,22 +3,23 @@
 import json
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, Iterator, Union
 
 
-def write_bytes(path: Union[str, Path], data: bytes) -> Path:
-    """Writes a file so that it is either complete or absent.
+@contextmanager
+def whole_file(path: Union[str, Path]) -> Iterator[BinaryIO]:
+    """Opens a file for writing that is either complete or absent.
 
     The bytes go to a temporary file beside the target, which then takes the
     target's name in one step.
 
     Args:
         path: The file to write; missing parent folders are made.
-        data: Its content.
 
-    Returns:
-        The path written.
+    Yields:
+        The open temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +27,7 @@ def write_bytes(path: Union[str, Path], data: bytes) -> Path:
         prefix=f'.{path.name}.', dir=path.parent)
     try:
         with os.fdopen(handle, 'wb') as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes private files; a result should be readable as usual.
@@ -38,7 +39,21 @@ def write_bytes(path: Union[str, Path], data: bytes) -> Path:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
-    return path
+
+
+def write_bytes(path: Union[str, Path], data: bytes) -> Path:
+    """Writes a file whole or not at all, see :func:`whole_file`.
+
+    Args:
+        path: The file to write; missing parent folders are made.
+        data: Its content.
+
+    Returns:
+        The path written.
+    """
+    with whole_file(path) as file:
+        file.write(data)
+    return Path(path)
 
 
 def write_json(path: Union[str, Path], content: Any) -> Path:

@@ -27,30 +27,43 @@ def read_test(path: Path, metrics: Sequence[str]) -> Dict[str, Any]:
     return test
 
 
-def read_log(folder: Path, metric: str) -> Tuple[List[Dict[str, Any]], Path]:
+def read_log(folder: Path) -> Tuple[List[Dict[str, Any]], Path]:
     """What a training logged, all its parts in order.
+
+    Steps of training are iterations; those of validation are epochs where
+    the training counts epochs.
 
     Args:
         folder: The work folder.
-        metric: What tells a validation from a training step.
 
     Returns:
-        The logged lines, one at most for each step and kind, and the
-        configuration of the last part.
+        The logged lines, one at most for each step of training (they hold
+        ``loss``) and of validation, and the configuration of the last part.
 
     Raises:
-        UserError: Nothing was logged.
+        UserError: Nothing was logged, or it cannot be read.
     """
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    lines: Dict[Tuple[int, bool], Dict[str, Any]] = {}
+    lines: Dict[Tuple[bool, int], Dict[str, Any]] = {}
     for log in logs:
-        part = [json.loads(text) for text in log.read_text().splitlines()]
-        if part:
-            # What came after the start of this part was done again by it.
-            first = min(line['step'] for line in part)
-            lines = {k: v for k, v in lines.items() if k[0] < first}
-        lines.update(((line['step'], metric in line), line) for line in part)
+        try:
+            part = [json.loads(text) for text in log.read_text().splitlines()]
+            keyed = {('loss' in line, line['step']): line for line in part}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f'{log} cannot be read: {error}') from error
+        for kind in (False, True):
+            steps = [step for training, step in keyed if training == kind]
+            if steps:
+                # What came after the start of this part was done again.
+                first = min(steps)
+                lines = {
+                    key: line
+                    for key, line in lines.items()
+                    if key[0] != kind or key[1] < first
+                }
+        lines.update(keyed)
     if not lines:
         raise UserError(f'{folder} holds no log of a training '
                         '(*/vis_data/scalars.json)')
-    return [lines[key] for key in sorted(lines)], logs[-1].parent / 'config.py'
+    ordered = sorted(lines, key=lambda key: (key[1], key[0]))
+    return [lines[key] for key in ordered], logs[-1].parent / 'config.py'

@@ -168,6 +168,30 @@ class TestTrain:
         for key, value in whole.model.state_dict().items():
             torch.testing.assert_close(parts.model.state_dict()[key], value)
 
+    @pytest.mark.parametrize('kind', ['seg', 'cls'])
+    def test_time_limit(self, kind: str, tools, trained, tmp_path) -> None:
+        """Stops after a step or an epoch, saves it, and goes on from it."""
+        length, unit = {
+            'seg': ('train_cfg.max_iters=3', 'iter'),
+            'cls': ('train_cfg.max_epochs=3', 'epoch')
+        }[kind]
+        args = (getattr(trained,
+                        kind), '--work-dir', str(tmp_path), '--no-validate',
+                '--cfg-options', length, 'default_hooks.checkpoint.interval=9')
+        runner = train(tools, *args[:-3], '--time-limit', '0', *args[-3:])
+        assert [p.name for p in tmp_path.glob('*.pth')] == [f'{unit}_1.pth']
+        steps = runner.iter
+        assert steps == {'seg': 1, 'cls': 2}[kind]
+        runner = train(tools, *args[:-3], '--time-limit', '9', '--resume',
+                       *args[-3:])
+        assert runner.iter == 3 * steps
+        assert (tmp_path / f'{unit}_3.pth').is_file()
+
+    def test_time_limit_of_several_processes(self, tools, trained) -> None:
+        with pytest.raises(UserError, match='--time-limit .* pytorch'):
+            train(tools, trained.seg, '--time-limit', '1', '--launcher',
+                  'pytorch')
+
     def test_amp_on_cpu(self, tools, trained, tmp_path) -> None:
         """bfloat16 inside the model, float32 weights and a finite loss."""
         import fma_vision.models.backbones.fma_transformer as module

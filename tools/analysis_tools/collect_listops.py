@@ -56,7 +56,7 @@ def collect(path: Path) -> Dict[str, Any]:
             training on the whole test set.
     """
     test = read_test(path, [METRIC])
-    lines, config = read_log(path.parent, METRIC)
+    lines, config = read_log(path.parent)
     cfg = load_model_config(str(config))
     dataset = cfg.test_dataloader.dataset
     if not dataset.type.endswith('ListOpsDataset') or dataset.get('samples'):

@@ -70,7 +70,7 @@ def collect(path: Path) -> Dict[str, Any]:
         UserError: Something is missing.
     """
     test = read_test(path, METRICS)
-    lines, config = read_log(path.parent, 'bpc')
+    lines, config = read_log(path.parent)
     cfg = load_model_config(str(config))
     net = build_model(cfg).net
     iterations = lines[-1]['step']

@@ -21,24 +21,20 @@ matrices (mmpretrain's Swin) has that in its total only.
 import argparse
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence
 
 if __name__ == '__main__':  # so that a checkout works without installing it
     _ROOT = Path(__file__).resolve().parents[2]
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
-import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
-from fma_vision.engine import UserError, building, run_tool
-from fma_vision.utils.complexity import Complexity, measure_complexity
-from fma_vision.utils.configs import (build_model, input_channels,
+from fma_vision.engine import run_tool
+from fma_vision.utils.complexity import Complexity
+from fma_vision.utils.configs import (input_channels, input_shape,
                                       is_language_model, load_model_config,
-                                      training_size)
+                                      measure)
 from fma_vision.utils.files import write_json
-
-# Of images, and of texts.
-DEFAULT_SIZE, DEFAULT_LENGTH = (224, 224), (1024, )
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -67,56 +63,6 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
             parser.error('argument --shape: one or two positive numbers are '
                          f'allowed, got {args.shape}')
     return args
-
-
-def input_shape(cfg: Config,
-                given: Optional[Sequence[int]]) -> Tuple[int, ...]:
-    """The size of the input to measure with.
-
-    Args:
-        cfg: The config.
-        given: From the command line.
-
-    Returns:
-        Height and width, or the tokens of a text.
-
-    Raises:
-        UserError: Two numbers for a text.
-    """
-    if not is_language_model(cfg):
-        if given:
-            return given[0], given[-1]
-        return training_size(cfg) or DEFAULT_SIZE
-    if given and len(given) > 1:
-        raise UserError('--shape of a language model is one number, the '
-                        f'tokens of a text; got {list(given)}')
-    return tuple(given or training_size(cfg) or DEFAULT_LENGTH)
-
-
-def measure(cfg: Config, shape: Tuple[int, ...]) -> Dict[str, Complexity]:
-    """Measures a config's backbone and whole model on one image or text.
-
-    Args:
-        cfg: The config.
-        shape: As from :func:`input_shape`.
-
-    Returns:
-        ``backbone`` (where the model has one) and ``model``: the latter as
-        used at test time, so without auxiliary heads.
-    """
-    model = build_model(cfg)
-    if getattr(model, 'auxiliary_head', None) is not None:
-        model.auxiliary_head = None
-    if is_language_model(cfg):
-        sample = torch.zeros(1, *shape, dtype=torch.int64)
-    else:
-        sample = torch.zeros(1, input_channels(cfg), *shape)
-    found = {}
-    if hasattr(model, 'backbone'):
-        found['backbone'] = measure_complexity(model.backbone, sample)
-    with building(f'the model on an input of {list(shape)}'):
-        found['model'] = measure_complexity(model, sample, mode='tensor')
-    return found
 
 
 def table(found: Dict[str, Complexity]) -> List[str]:

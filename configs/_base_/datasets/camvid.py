@@ -1,8 +1,9 @@
 # CamVid: 367 + 101 frames of 480 x 360, 11 classes.
 data_root = 'data/camvid'
-crop_size = (256, 256)
+# Whole frames, or as large a part of an enlarged one.
+crop_size = (360, 480)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='fma_vision.LoadCachedImage'),
     dict(type='LoadAnnotations'),
     dict(
         type='RandomResize',
@@ -15,14 +16,14 @@ train_pipeline = [
     dict(type='PackSegInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='fma_vision.LoadCachedImage'),
     dict(type='Resize', scale=(480, 360), keep_ratio=True),
     # Loaded after the resize: labels are compared at their own size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
 ]
 tta_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='fma_vision.LoadCachedImage'),
     dict(
         type='TestTimeAug',
         transforms=[[
@@ -44,6 +45,7 @@ train_dataloader = dict(
     dataset=dict(
         type='fma_vision.CamVidDataset',
         data_root=data_root,
+        cache_images=True,
         data_prefix=dict(
             img_path='images/training', seg_map_path='annotations/training'),
         pipeline=train_pipeline))
@@ -55,6 +57,7 @@ val_dataloader = dict(
     dataset=dict(
         type='fma_vision.CamVidDataset',
         data_root=data_root,
+        cache_images=True,
         data_prefix=dict(
             img_path='images/validation',
             seg_map_path='annotations/validation'),

@@ -6,12 +6,15 @@ data_preprocessor = dict(
     # Image files are read as BGR.
     to_rgb=True)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='fma_vision.LoadCachedImage'),
     dict(type='RandomCrop', crop_size=32, padding=4),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs')
 ]
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+test_pipeline = [
+    dict(type='fma_vision.LoadCachedImage'),
+    dict(type='PackInputs')
+]
 train_dataloader = dict(
     batch_size=128,
     num_workers=2,
@@ -21,6 +24,7 @@ train_dataloader = dict(
     dataset=dict(
         type='fma_vision.CIFAR10FolderDataset',
         data_root='data/cifar10',
+        cache_images=True,
         split='train',
         expected_length=50000,
         pipeline=train_pipeline))
@@ -33,6 +37,7 @@ val_dataloader = dict(
     dataset=dict(
         type='fma_vision.CIFAR10FolderDataset',
         data_root='data/cifar10',
+        cache_images=True,
         split='test',
         expected_length=10000,
         pipeline=test_pipeline))

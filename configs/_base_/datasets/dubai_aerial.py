@@ -1,8 +1,8 @@
 # Dubai aerial: 45 + 9 tiles of 500 to 1100 px, 6 classes.
 data_root = 'data/dubai_aerial'
-crop_size = (256, 256)
+crop_size = (512, 512)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='fma_vision.LoadCachedImage'),
     dict(type='LoadAnnotations'),
     dict(
         type='RandomResize',
@@ -15,14 +15,14 @@ train_pipeline = [
     dict(type='PackSegInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='fma_vision.LoadCachedImage'),
     dict(type='Resize', scale=(768, 768), keep_ratio=True),
     # Loaded after the resize: labels are compared at their own size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
 ]
 tta_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='fma_vision.LoadCachedImage'),
     dict(
         type='TestTimeAug',
         transforms=[[
@@ -44,6 +44,7 @@ train_dataloader = dict(
     dataset=dict(
         type='fma_vision.DubaiAerialDataset',
         data_root=data_root,
+        cache_images=True,
         data_prefix=dict(
             img_path='images/training', seg_map_path='annotations/training'),
         pipeline=train_pipeline))
@@ -55,6 +56,7 @@ val_dataloader = dict(
     dataset=dict(
         type='fma_vision.DubaiAerialDataset',
         data_root=data_root,
+        cache_images=True,
         data_prefix=dict(
             img_path='images/validation',
             seg_map_path='annotations/validation'),

@@ -5,7 +5,7 @@ data_preprocessor = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='fma_vision.LoadCachedImage'),
     dict(
         type='RandomResizedCrop',
         scale=64,
@@ -16,7 +16,10 @@ train_pipeline = [
     dict(type='ColorJitter', brightness=0.3, contrast=0.3, saturation=0.3),
     dict(type='PackInputs')
 ]
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+test_pipeline = [
+    dict(type='fma_vision.LoadCachedImage'),
+    dict(type='PackInputs')
+]
 train_dataloader = dict(
     batch_size=128,
     num_workers=2,
@@ -26,6 +29,7 @@ train_dataloader = dict(
     dataset=dict(
         type='fma_vision.TinyImageNet100Dataset',
         data_root='data/tiny_imagenet100',
+        cache_images=True,
         split='train',
         expected_length=50000,
         pipeline=train_pipeline))
@@ -38,6 +42,7 @@ val_dataloader = dict(
     dataset=dict(
         type='fma_vision.TinyImageNet100Dataset',
         data_root='data/tiny_imagenet100',
+        cache_images=True,
         split='val',
         expected_length=5000,
         pipeline=test_pipeline))

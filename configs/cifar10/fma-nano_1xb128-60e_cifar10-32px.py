@@ -13,7 +13,7 @@ model = dict(
         dict(type='CutMix', alpha=1.0)
     ]))
 
-train_cfg = dict(max_epochs=100, val_interval=5)
+train_cfg = dict(max_epochs=60, val_interval=5)
 default_hooks = dict(
     checkpoint=dict(save_best='accuracy/top1', rule='greater'))
 randomness = dict(seed=0)

@@ -4,7 +4,10 @@ _base_ = [
     '../_base_/default_runtime_seg.py'
 ]
 
-model = dict(decode_head=dict(num_classes=11))
+crop_size = (360, 480)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor, decode_head=dict(num_classes=11))
 
 train_cfg = dict(max_iters=8000, val_interval=1000)
 default_hooks = dict(

@@ -1,5 +1,5 @@
 # The same backbone, schedule and data with Swin's shifted windows.
-_base_ = './fma-nano_fpn_1xb8-8k_camvid-256x256.py'
+_base_ = './fma-nano_fpn_1xb8-8k_camvid-360x480.py'
 
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
 # The same backbone, schedule and data with Swin's shifted windows.
-_base_ = './fma-nano_1xb128-100e_tiny-in100-64px.py'
+_base_ = './fma-nano_fpn_1xb8-4k_dubai-aerial-512x512.py'
 
 model = dict(
     backbone=dict(

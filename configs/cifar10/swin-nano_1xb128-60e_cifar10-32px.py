@@ -1,5 +1,5 @@
 # The same backbone, schedule and data with Swin's shifted windows.
-_base_ = './fma-nano_fpn_1xb8-4k_dubai-aerial-256x256.py'
+_base_ = './fma-nano_1xb128-60e_cifar10-32px.py'
 
 model = dict(
     backbone=dict(

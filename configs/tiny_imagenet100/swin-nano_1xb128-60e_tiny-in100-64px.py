@@ -1,5 +1,5 @@
 # The same backbone, schedule and data with Swin's shifted windows.
-_base_ = './fma-nano_1xb128-100e_cifar10-32px.py'
+_base_ = './fma-nano_1xb128-60e_tiny-in100-64px.py'
 
 model = dict(
     backbone=dict(

@@ -4,7 +4,10 @@ _base_ = [
     '../_base_/default_runtime_seg.py'
 ]
 
-model = dict(decode_head=dict(num_classes=6))
+crop_size = (512, 512)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor, decode_head=dict(num_classes=6))
 
 train_cfg = dict(max_iters=4000, val_interval=500)
 default_hooks = dict(

@@ -1,0 +1,250 @@
+"""Tables of the experiments, and the results in the metafiles.
+
+Read from ``experiments.jsonl``, ``resolution.jsonl`` and
+``ablations/*.jsonl``, which `tools/experiments/run.py collect` writes.
+"""
+import json
+import re
+from math import sqrt
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from markdown_table import table
+
+ROOT = Path(__file__).resolve().parents[1]
+# Folders of configs whose metafiles and pages are filled from the results.
+FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
+DATASETS = {
+    'tiny_imagenet100': 'Tiny ImageNet, first 100 classes',
+    'cifar10': 'CIFAR-10',
+    'camvid': 'CamVid',
+    'dubai_aerial': 'Dubai aerial imagery',
+    'books': 'books',
+}
+# By the values in the results, and by what config names begin with.
+ATTENTIONS = {
+    'fma': ('FMA', 'fma', 'FMA, cell 4'),
+    'fma_linear':
+    ('FMA, pooled queries', 'fma-linear', 'FMA, cell 4, pooled queries'),
+    'window': ('shifted windows', 'swin', 'shifted windows'),
+    'full': ('all tokens', 'full', 'all tokens'),
+    'mano': ('MANO', 'mano', 'MANO, windows of 8 × 8 on every scale'),
+    'fmmformer': ('FMMformer', 'fmmformer',
+                  'FMMformer, 7 × 7 tokens and two linear fields'),
+}
+# Title of the column, the metafile's task and metric.
+METRICS = {
+    'top1': ('top-1, %', 'Image Classification', 'Top 1 Accuracy'),
+    'mIoU': ('mIoU, %', 'Semantic Segmentation', 'mIoU'),
+    'bpc': ('bits per character', 'Language Modelling', 'Bits per Character'),
+}
+PROTOCOLS = {
+    'full':
+    'Full protocol',
+    'reduced':
+    '**Reduced protocol**: minutes on a CPU, far from converged, so that '
+    'these numbers rank nothing but early learning',
+}
+NOT_YET = 'not measured yet'
+
+
+def read_lines(path: Path) -> List[Dict[str, Any]]:
+    """The lines of a file of results; none where it is not there."""
+    if not path.is_file():
+        return []
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def spread(values: List[float], digits: int = 2) -> str:
+    """The mean, and the standard deviation where there are several."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f'{mean:.{digits}f}'
+    square = sum((value - mean)**2 for value in values) / (len(values) - 1)
+    return f'{mean:.{digits}f} ± {sqrt(square):.{digits}f}'
+
+
+def groups(lines: List[Dict[str, Any]]) -> List[List[Dict[str, Any]]]:
+    """The lines by name, in the order of the first of each."""
+    found: Dict[str, List[Dict[str, Any]]] = {}
+    for line in lines:
+        found.setdefault(line['name'], []).append(line)
+    return list(found.values())
+
+
+def label(line: Dict[str, Any]) -> str:
+    """What a row is of: the attention, and in what it differs."""
+    text = ATTENTIONS[line['attention']][0]
+    # `camvid/fma-pretrained` and `books/fma-4k` say more than `camvid/fma`.
+    rest = line['name'].partition('/')[2].removeprefix(line['attention'])
+    return text + (f' ({rest[1:]})' if rest else '')
+
+
+def places(lines: List[Dict[str, Any]]) -> str:
+    """One line about the machines and the software, each once."""
+    return '; '.join(
+        dict.fromkeys(
+            f'{line["device"]}, torch {line["versions"]["torch"]}, commit '
+            f'{(line["commit"] or "unknown")[:10]}' for line in lines))
+
+
+def _number(value: Optional[float], form: str = ',.0f') -> str:
+    return '–' if value is None else f'{value:{form}}'
+
+
+def _length(line: Dict[str, Any]) -> str:
+    if line['epochs']:
+        return f'{line["epochs"]} epochs'
+    return f'{_number(line["iterations"])} × {line["batch_size"]}'
+
+
+def comparison(results: Path, dataset: str) -> Optional[str]:
+    """The runs of a data set, a table for each protocol."""
+    found = [
+        line for line in read_lines(results / 'experiments.jsonl')
+        if line['dataset'] == dataset
+    ]
+    parts = []
+    for protocol, title in PROTOCOLS.items():
+        lines = [line for line in found if line['protocol'] == protocol]
+        if not lines:
+            continue
+        first = lines[0]
+        speed = 'tokens' if first['metric'] == 'bpc' else 'images'
+        rows = [[
+            label(group[0]), f'{group[0]["parameters"] / 1e6:.2f}',
+            f'{group[0]["macs"] / 1e9:.3f}',
+            _length(group[0]),
+            spread([line['value']
+                    for line in group], 3 if first['metric'] == 'bpc' else 2),
+            str(len(group)),
+            _number(group[0][f'{speed}_per_second']),
+            _number(group[0]['training_memory'])
+        ] for group in groups(lines)]
+        parts.append(
+            f'{DATASETS[dataset]}. {title}; training speed and memory are '
+            'of the first seed:\n\n' + table([
+                'attention', 'params, M', 'GMACs', 'training', METRICS[
+                    first['metric']][0], 'seeds', f'{speed}/s', 'MiB'
+            ], rows) + f'\n\n{places(lines)}; `python tools/experiments/run.py'
+            f' --protocol {protocol} --only \'{dataset}/*\'`')
+    return '\n\n'.join(parts) or None
+
+
+def ablations(results: Path) -> Optional[str]:
+    """What FMA does when one thing is changed."""
+    lines = read_lines(results / 'ablations/cifar10.jsonl')
+    if not lines:
+        return None
+    # The unchanged layer, trained in the same way.
+    base = [
+        line for line in read_lines(results / 'experiments.jsonl')
+        if line['name'] == 'cifar10/fma' and line['protocol'] == 'full'
+    ]
+    rows = [[
+        f'`{group[0]["name"].partition("/")[2]}`'
+        if group[0] not in base else 'unchanged',
+        f'{group[0]["parameters"] / 1e6:.2f}', f'{group[0]["macs"] / 1e9:.3f}',
+        spread([line['value'] for line in group]),
+        str(len(group))
+    ] for group in groups(base + lines)]
+    return (
+        'FMA on CIFAR-10 (cell 4, rank 1, averages, mass, conditional '
+        'positions) with one thing changed:\n\n' +
+        table(['change', 'params, M', 'GMACs', 'top-1, %', 'seeds'], rows) +
+        f'\n\n{places(lines)}; `python '
+        'tools/experiments/run.py --only \'ablations/*\'`')
+
+
+def resolutions(results: Path) -> Optional[str]:
+    """Whole images at sizes that models were not trained at."""
+    lines = read_lines(results / 'resolution.jsonl')
+    if not lines:
+        return None
+    rows = [[
+        f'{DATASETS[line["dataset"]]}, {label(line)}', f'{line["scale"]:g} ×',
+        ' × '.join(map(str, line['shape'])), f'{line["mIoU"]:.2f}',
+        f'{line["seconds"]["median"] * 1e3:,.0f}',
+        _number(line['peak_memory_bytes'] / 2**20)
+    ] for line in lines if 'reason' not in line]
+    left_out = [
+        f'{DATASETS[line["dataset"]]}, {label(line)} at {line["scale"]:g} ×'
+        for line in lines if 'reason' in line
+    ]
+    note = f'\n\nOut of memory: {"; ".join(left_out)}.' if left_out else ''
+    return (
+        'Whole images, larger than the config tests at; time and peak '
+        'memory are of one image:\n\n' +
+        table(['set, attention', 'scale', 'pixels', 'mIoU, %', 'ms', 'MiB'],
+              rows) + f'{note}\n\n{places(lines)}; `python '
+        'tools/analysis_tools/benchmark_resolution.py`')
+
+
+def scores(results: Path) -> Dict[str, List[Dict[str, Any]]]:
+    """Lines by config: the full protocol, nothing changed."""
+    found: Dict[str, List[Dict[str, Any]]] = {}
+    for line in read_lines(results / 'experiments.jsonl'):
+        if line['protocol'] == 'full' and not line['options'] and \
+                line['start'] is None:
+            found.setdefault(line['config'], []).append(line)
+    return found
+
+
+def _entries(text: str) -> List[str]:
+    """A metafile's head and its models, one text each."""
+    return re.split(r'(?m)^(?=  - Name: .*\n    In Collection: )', text)
+
+
+def _field(entry: str, name: str) -> str:
+    return re.search(rf'(?m)^ +{name}: (.+)$', entry)[1]
+
+
+def models(results: Path, folder: str) -> str:
+    """A family's models: sizes from its metafile, scores from the runs."""
+    known = scores(results)
+    text = (ROOT / 'configs' / folder / 'metafile.yml').read_text()
+    rows = []
+    for entry in _entries(text)[1:]:
+        name, config = _field(entry, '- Name'), _field(entry, 'Config')
+        kind = name.partition('-nano')[0]
+        attention = next(a for a in ATTENTIONS.values() if a[1] == kind)[2]
+        lines = known.get(config, [])
+        rows.append([
+            f'[{name}]({name}.py)', attention,
+            f'{int(_field(entry, "Parameters")) / 1e6:.2f} M',
+            f'{int(_field(entry, "FLOPs")) / 1e9:.3f} G',
+            spread([line['value'] for line in lines]) if lines else NOT_YET
+        ])
+    segments = 'Head' in text
+    head = ['Config', 'Attention', 'Parameters', 'MACs']
+    return table([*head, 'mIoU' if segments else 'Top-1'], rows)
+
+
+def fill_metafile(text: str, results: Path) -> str:
+    """A metafile with the results of its models, and no others.
+
+    Args:
+        text: The metafile.
+        results: The folder of results.
+
+    Returns:
+        The metafile with a block ``Results`` for each measured model: the
+        mean over the seeds of the full protocol.
+    """
+    known = scores(results)
+    head, *entries = _entries(text)
+    for i, entry in enumerate(entries):
+        # A block ends where a line is indented as little as its first.
+        entry = re.sub(r'(?m)^    Results:\n(?:      .*\n)+', '', entry)
+        lines = known.get(_field(entry, 'Config'), [])
+        if lines:
+            _, task, metric = METRICS[lines[0]['metric']]
+            mean = sum(line['value'] for line in lines) / len(lines)
+            entry = (f'{entry.rstrip()}\n'
+                     '    Results:\n'
+                     f'      - Task: {task}\n'
+                     f'        Dataset: {DATASETS[lines[0]["dataset"]]}\n'
+                     '        Metrics:\n'
+                     f'          {metric}: {mean:.2f}\n')
+        entries[i] = entry
+    return head + ''.join(entries)

@@ -1,0 +1,378 @@
+"""The driver of the experiments, from training to the tables."""
+# Hosts are optional, so their imports follow importorskip.
+# flake8: noqa: E402
+
+import json
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmseg')
+pytest.importorskip('mmpretrain')
+
+from mmengine.config import DictAction
+from mmengine.registry import MODELS, DefaultScope
+from synthetic import small_config, write_class_folders, write_paired
+
+from fma_vision.datasets.classification import CIFAR10_CLASSES
+from fma_vision.engine import UserError, load_config
+from fma_vision.utils.files import write_json
+from fma_vision.utils.results import read_log
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / 'tools/experiments'
+
+
+@pytest.fixture(scope='module')
+def scripts():
+    """The driver's modules, imported as when it runs."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import archive
+        import collect
+        import curves
+        import protocol
+        import run
+        yield SimpleNamespace(
+            archive=archive,
+            collect=collect,
+            curves=curves,
+            protocol=protocol,
+            run=run)
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ('archive', 'collect', 'curves', 'protocol', 'run'):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory) -> SimpleNamespace:
+    """Small configs of a classification and a segmentation set."""
+    root = tmp_path_factory.mktemp('experiments')
+    write_class_folders(root / 'data/cifar10', CIFAR10_CLASSES, 32,
+                        dict(train=1, test=1))
+    write_paired(root / 'data/camvid', 11)
+    found = SimpleNamespace(root=root)
+    for name, pattern in (('cls', 'cifar10/fma-nano*'), ('seg',
+                                                         'camvid/fma-nano*')):
+        config = next((ROOT / 'configs').glob(pattern))
+        target = root / f'{name}_1xb2.py'
+        setattr(found, name, str(small_config(config, root, target)))
+    return found
+
+
+@pytest.fixture
+def driver(scripts, small, load_script, tmp_path, monkeypatch):
+    """The driver on a small protocol, its commands run in this process."""
+    train, test, resolution = (
+        load_script(f'tools/{name}.py')
+        for name in ('train', 'test', 'analysis_tools/benchmark_resolution'))
+    calls = []
+
+    def call(command):
+        tool, argv = Path(command[1]).stem, command[2:]
+        calls.append(command)
+        if tool != 'benchmark_resolution':
+            # One process has one logger for each name and second.
+            argv += [] if '--cfg-options' in argv else ['--cfg-options']
+            argv.append(f'experiment_name=call{len(calls)}')
+        try:
+            if tool == 'train':
+                train.train(train.parse_args(argv))
+            elif tool == 'test':
+                test.test(test.parse_args(argv))
+            else:
+                resolution.main(argv)
+        except UserError as error:
+            raise UserError(f'{tool} failed') from error
+
+    still = {'optim_wrapper.optimizer.lr': 0.}
+    Run = scripts.protocol.Run
+    cls = Run(
+        'cifar10/fma',
+        'cifar10',
+        'fma',
+        small.cls,
+        seed=1,
+        train_options={
+            **scripts.protocol.LAST_ONLY, 'train_cfg.max_epochs': 2
+        })
+    runs = [
+        replace(cls, name='cifar10/wrong', options={'model.type': 'No'}),
+        cls,
+        Run('camvid/fma-pretrained',
+            'camvid',
+            'fma',
+            small.seg,
+            seed=1,
+            start='cifar10/fma',
+            train_options={
+                **scripts.protocol.LAST_ONLY,
+                **still
+            },
+            scales=(1, 2)),
+    ]
+    monkeypatch.setattr(scripts.run, 'call', call)
+    monkeypatch.setitem(scripts.protocol.PROTOCOLS, 'reduced', lambda: runs)
+    monkeypatch.setattr(scripts.collect, 'RESULTS', tmp_path / 'results')
+    monkeypatch.setattr(scripts.collect, 'PICTURES', tmp_path / 'pictures')
+    monkeypatch.chdir(ROOT)
+    work = tmp_path / 'work'
+
+    def main(*args):
+        scripts.run.main([
+            *args, '--protocol', 'reduced', '--work-dir',
+            str(work), '--device', 'cpu'
+        ])
+
+    return SimpleNamespace(
+        main=main, calls=calls, work=work, folder=work / 'reduced')
+
+
+def state_of(path: Path) -> dict:
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+@pytest.mark.slow
+def test_from_training_to_results(driver, scripts, small, tmp_path,
+                                  monkeypatch, capsys) -> None:
+    """Stop, move, go on, fail, finish, collect."""
+    # -- stopped after the first of two epochs
+    monkeypatch.setattr(scripts.run, 'LEAST_MINUTES', 0)
+    driver.main('--only', 'cifar10/fma/*', '--time-limit', '0.0001')
+    folder = driver.folder / 'cifar10/fma/seed1'
+    assert [p.name for p in folder.glob('*.pth')] == ['epoch_1.pth']
+    assert len(driver.calls) == 1
+    driver.main('--list')
+    assert 'begun    cifar10/fma/seed1' in capsys.readouterr().out
+    # -- on another machine
+    driver.folder.rename(tmp_path / 'elsewhere')
+    driver.work.rmdir()
+    driver.work = tmp_path / 'work'
+    driver.work.mkdir()
+    (tmp_path / 'elsewhere').rename(driver.folder)
+    # -- one run fails, the others do not
+    with pytest.raises(UserError, match='1 runs failed: cifar10/wrong/seed1'):
+        driver.main()
+    assert '2 of 3 runs are done' in capsys.readouterr().out
+    assert [p.name for p in folder.glob('*.pth')] == ['epoch_2.pth']
+    resumed = next(c for c in driver.calls[1:] if '--resume' in c)
+    assert resumed[resumed.index('--resume') + 1].endswith('epoch_1.pth')
+    saved = torch.load(folder / 'epoch_2.pth', weights_only=True)
+    assert set(saved) == {'meta', 'state_dict'}
+    # -- the segmentation model began with the classification weights
+    other = driver.folder / 'camvid/fma-pretrained/seed1'
+    begun, given = state_of(other / 'iter_2.pth'), saved['state_dict']
+    shared = [k for k in given if k.startswith('backbone.stages.')]
+    assert len(shared) > 100
+    for key in shared:
+        torch.testing.assert_close(begun[key], given[key], rtol=0, atol=0)
+    # -- nothing is done twice
+    before = len(driver.calls)
+    driver.main('--only', 'cifar10/fma/*', 'camvid/*')
+    assert len(driver.calls) == before
+    # -- other settings do not go on with the same folder
+    runs = scripts.protocol.PROTOCOLS['reduced']()
+    changed = replace(runs[1], options={'model.backbone.mlp_ratio': 2.})
+    with pytest.raises(UserError, match='other settings .options.'):
+        scripts.run.claim(changed,
+                          scripts.run.Workplace(driver.work, 'reduced'))
+    # -- what was measured
+    test = json.loads((other / 'test.json').read_text())
+    sizes = json.loads((other / 'resolution.json').read_text())['rows']
+    assert [row['scale'] for row in sizes] == [1, 2]
+    assert sizes[0]['mIoU'] == test['metrics']['mIoU']
+    assert sizes[1]['shape'] == [2 * side for side in sizes[0]['shape']]
+    assert sizes[1]['peak_memory_bytes'] > 2 * sizes[0]['peak_memory_bytes']
+    # -- collected; a broken folder costs only itself
+    broken = driver.folder / 'cifar10/broken/seed0'
+    write_json(broken / 'run.json', dict(name='cifar10/broken'))
+    (broken / 'test.json').write_text('{"metr')
+    results = tmp_path / 'results'
+    for _ in range(2):
+        with pytest.raises(UserError, match='1 folders were left out'):
+            driver.main('collect')
+        lines = [
+            json.loads(line)
+            for line in (results /
+                         'experiments.jsonl').read_text().splitlines()
+        ]
+        assert [line['name']
+                for line in lines] == ['camvid/fma-pretrained', 'cifar10/fma']
+    line = lines[1]
+    assert line['task'] == 'classification' and line['metric'] == 'top1'
+    assert line['model'] == 'cls' and line['attention'] == 'fma'
+    assert line['value'] == json.loads(
+        (folder / 'test.json').read_text())['metrics']['accuracy/top1']
+    weights = sum(v.numel() for k, v in given.items()
+                  if k.startswith(('backbone.', 'head.')))
+    assert line['parameters'] == weights
+    assert (line['epochs'], line['iterations'], line['seed']) == (2, 4, 1)
+    assert line['images_per_second'] > 0 and line['training_memory'] is None
+    assert line['versions']['torch'] == torch.__version__
+    assert lines[0]['start'] == 'cifar10/fma' and lines[0]['epochs'] is None
+    curve = json.loads((results / 'curves/reduced_cifar10.json').read_text())
+    assert list(curve) == ['fma, seed 1']
+    assert [x for x, _ in curve['fma, seed 1']['loss']] == [.5, 1, 1.5, 2]
+    assert [x for x, _ in curve['fma, seed 1']['metric']] == [1, 2]
+    assert len(list((tmp_path / 'pictures').glob('*.png'))) == 2
+    rows = (results / 'resolution.jsonl').read_text().splitlines()
+    assert [json.loads(row)['scale'] for row in rows] == [1, 2]
+
+
+def test_names_are_stable_and_configs_there(scripts) -> None:
+    for make in scripts.protocol.PROTOCOLS.values():
+        runs = make()
+        keys = [run.key for run in runs]
+        assert len(set(keys)) == len(keys)
+        for place, run in enumerate(runs):
+            assert (ROOT / run.config).is_file(), run.config
+            assert run.dataset in scripts.protocol.TASKS
+            assert Path(run.config).name.startswith(
+                scripts.protocol.ATTENTIONS[run.attention]) or run.options
+            if run.start:
+                assert f'{run.start}/seed{run.seed}' in keys[:place]
+    full = scripts.protocol.full()
+    for dataset in ('tiny_imagenet100', 'camvid'):
+        for attention in scripts.protocol.HEADLINE:
+            assert [
+                r.seed for r in full if r.name == f'{dataset}/{attention}'
+            ] == [0, 1, 2]
+    assert {r.attention
+            for r in scripts.protocol.reduced()
+            } == set(scripts.protocol.ATTENTIONS)
+
+
+def parsed(scripts, options) -> dict:
+    """Options after a way through the command line."""
+    import argparse
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args(scripts.run.option_list(options)).cfg_options
+
+
+def test_options_survive_the_command_line(scripts) -> None:
+    for make in scripts.protocol.PROTOCOLS.values():
+        for run in make():
+            options = {**run.options, **run.train_options}
+            if options:
+                assert parsed(scripts, options) == options
+
+
+def test_changed_models_build(scripts) -> None:
+    """Every option that changes a model is one that the model takes."""
+    seen = set()
+    for run in scripts.protocol.full():
+        if not run.options or str(run.options) in seen:
+            continue
+        seen.add(str(run.options))
+        cfg = load_config(str(ROOT / run.config), parsed(scripts, run.options))
+        plain = load_config(str(ROOT / run.config))
+        part = 'net' if run.dataset == 'books' else 'backbone'
+        assert cfg.model[part] != plain.model[part], run.key
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            MODELS.build(cfg.model[part])
+    assert len(seen) >= len(scripts.protocol.ABLATIONS)
+
+
+def test_reduced_counts_iterations(scripts) -> None:
+    run = scripts.protocol.reduced()[0]
+    cfg = load_config(
+        str(ROOT / run.config), parsed(scripts, run.train_options))
+    assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=300)
+    assert not any(s.by_epoch for s in cfg.param_scheduler)
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin
+
+
+def test_unknown_pattern(scripts) -> None:
+    with pytest.raises(UserError, match="'nothing' matches no run"):
+        scripts.run.select('full', ['cifar10/*', 'nothing'])
+
+
+def test_a_run_waits_for_the_one_it_starts_from(scripts, tmp_path) -> None:
+    place = scripts.run.Workplace(tmp_path, 'full')
+    run = scripts.run.select('full', ['camvid/mano-pretrained/*'])[0]
+    with pytest.raises(UserError, match='tiny_imagenet100/mano/seed0'):
+        scripts.run.start_options(run, place)
+
+
+def test_append_replaces_a_run_made_again(scripts, tmp_path) -> None:
+    path = tmp_path / 'x.jsonl'
+    first = dict(protocol='full', name='a/b', seed=0, value=1.)
+    other = dict(first, seed=1)
+    assert scripts.collect.append(path, [first, other]) == 2
+    assert scripts.collect.append(path, [first]) == 0
+    assert scripts.collect.append(path, [dict(first, value=2.)]) == 1
+    values = [json.loads(x) for x in path.read_text().splitlines()]
+    assert [(x['seed'], x['value']) for x in values] == [(0, 2.), (1, 1.)]
+
+
+def test_curves_are_thinned(scripts) -> None:
+    points = [(float(x), 2. * x) for x in range(250)]
+    found = scripts.curves.thin(points)
+    assert len(found) <= scripts.curves.POINTS
+    assert found[0] == (1, 2) and found[-1] == (249, 498)
+    assert scripts.curves.thin([]) == []
+
+
+def test_log_of_a_resumed_training(tmp_path) -> None:
+    """Epochs of validation and iterations of training are told apart."""
+    for part, lines in (('1', [(10, None), (1, 5.), (20, None), (2, 6.),
+                               (30, None)]), ('2', [(21, None), (3, 7.)])):
+        path = tmp_path / part / 'vis_data/scalars.json'
+        path.parent.mkdir(parents=True)
+        path.write_text('\n'.join(
+            json.dumps(
+                dict(step=s, loss=part) if top1 is None else {
+                    'step': s,
+                    'accuracy/top1': top1
+                }) for s, top1 in lines))
+    found, config = read_log(tmp_path)
+    assert [x['step'] for x in found if 'loss' in x] == [10, 20, 21]
+    assert [x['step'] for x in found if 'loss' not in x] == [1, 2, 3]
+    assert config.parts[-3] == '2'
+
+
+@pytest.mark.parametrize('suffix', ['.tar', '.tar.xz'])
+def test_pack(suffix: str, scripts, small, tmp_path, monkeypatch) -> None:
+    """Every file once, with its times; no archive above the size."""
+    data = Path(load_config(small.cls).train_dataloader.dataset.data_root)
+    noise = np.random.default_rng(0).integers(0, 256, 90_000, np.uint8)
+    for i in range(4):
+        (data / f'noise{i}').write_bytes(np.roll(noise, i * 7).tobytes())
+    (data / 'cache').mkdir(exist_ok=True)
+    (data / 'cache/pixels.bin').write_bytes(b'decoded')
+    work = tmp_path / 'work'
+    write_json(work / 'run.json', {})
+    run = scripts.protocol.Run('cifar10/fma', 'cifar10', 'fma', small.cls)
+    parts = scripts.archive.pack(tmp_path / f'a{suffix}', [run, run],
+                                 [work, tmp_path / 'absent'], .25)
+    assert [p.name for p in parts][:2] == [f'a{suffix}', f'a-2{suffix}']
+    assert all(p.stat().st_size <= 250_000 for p in parts)
+    names = []
+    for part in parts:
+        with tarfile.open(part) as archive:
+            names += archive.getnames()
+            for member in archive.getmembers():
+                source = Path('/') / member.name
+                assert member.mtime == pytest.approx(
+                    source.stat().st_mtime, abs=1e-6)
+                content = archive.extractfile(member).read()
+                assert content == source.read_bytes()
+    wanted = [
+        p for p in [*data.rglob('*'), *work.rglob('*')]
+        if p.is_file() and 'cache' not in p.parts
+    ]
+    assert sorted(names) == sorted(p.as_posix()[1:] for p in wanted)
+
+
+def test_pack_takes_tar_only(scripts, small, tmp_path) -> None:
+    run = scripts.protocol.Run('cifar10/fma', 'cifar10', 'fma', small.cls)
+    with pytest.raises(UserError, match=r'a\.zip: .* \.tar or \.tar\.xz'):
+        scripts.archive.pack(tmp_path / 'a.zip', [run], [], 60)

@@ -1,0 +1,211 @@
+"""From work folders to lines of results."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from fma_vision.engine import UserError
+from fma_vision.utils.configs import input_shape, load_model_config, measure
+from fma_vision.utils.files import write_bytes
+from fma_vision.utils.results import read_log
+
+import curves  # isort: skip
+from protocol import TASKS  # isort: skip
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / 'benchmarks/results'
+PICTURES = ROOT / 'docs/assets'
+# What tests call it, and what the results do.
+METRICS = {'accuracy/top1': 'top1', 'mIoU': 'mIoU', 'bpc': 'bpc'}
+# One line for each; a run made again takes the place of its former line.
+IDENTITY = ('protocol', 'name', 'seed', 'scale')
+
+
+def _read(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read: {error}') from error
+
+
+def _machine(environment: Dict[str, Any]) -> Dict[str, Any]:
+    """The part of an environment that a line holds."""
+    commit = environment.get('commit') or {}
+    return dict(
+        device=environment.get('device_name') or environment['cpu'],
+        threads=environment['threads'],
+        versions=environment['packages'],
+        commit=commit.get('hash'),
+        modified=commit.get('modified'),
+        date=environment['date'])
+
+
+def _median(lines: List[dict], key: str) -> Any:
+    """Median of what the training logged, None where it did not."""
+    values = [line[key] for line in lines if key in line]
+    return statistics.median(values) if values else None
+
+
+def _identity(note: Dict[str, Any]) -> Dict[str, Any]:
+    """What a run is, from the note in its folder."""
+    return dict(
+        protocol=note['protocol'],
+        name=note['name'],
+        task=TASKS[note['dataset']],
+        dataset=note['dataset'],
+        model=re.split(r'_\d+xb',
+                       Path(note['config']).stem)[0],
+        attention=note['attention'],
+        config=note['config'],
+        # Loaders and loops do not make another model.
+        options={
+            key: value
+            for key, value in note['options'].items()
+            if key.startswith('model.')
+        },
+        start=note['start'],
+        seed=note['seed'])
+
+
+def run_line(folder: Path) -> Dict[str, Any]:
+    """The result of one run.
+
+    Args:
+        folder: Its work folder.
+
+    Raises:
+        UserError: Something is missing or damaged.
+    """
+    note, test = _read(folder / 'run.json'), _read(folder / 'test.json')
+    lines, config = read_log(folder)
+    cfg = load_model_config(str(config))
+    metric = next((m for m in METRICS if m in test.get('metrics', {})), None)
+    if metric is None:
+        raise UserError(f'{folder}/test.json has none of {list(METRICS)}')
+    cost = measure(cfg, input_shape(cfg))['model']
+    training = [line for line in lines if 'loss' in line]
+    batch = cfg.train_dataloader.batch_size
+    seconds, memory = _median(training, 'time'), _median(training, 'memory')
+    text = TASKS[note['dataset']] == 'language'
+    rate = batch / seconds if seconds else None
+    return dict(
+        **_identity(note),
+        parameters=cost.parameters,
+        macs=cost.macs,
+        shape=list(input_shape(cfg)),
+        epochs=cfg.train_cfg.get('max_epochs'),
+        iterations=training[-1]['step'] if training else None,
+        batch_size=batch,
+        amp=note['amp'],
+        metric=METRICS[metric],
+        value=test['metrics'][metric],
+        images_per_second=None if text else rate,
+        tokens_per_second=(rate *
+                           input_shape(cfg)[0] if text and rate else None),
+        # Only CUDA's allocator is asked, in MiB.
+        training_memory=memory,
+        **_machine(test['environment']))
+
+
+def resolution_lines(folder: Path) -> List[Dict[str, Any]]:
+    """The results of a run at several resolutions, if it has them.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / 'resolution.json'
+    if not path.is_file():
+        return []
+    note, found = _read(folder / 'run.json'), _read(path)
+    return [
+        dict(**_identity(note), **row, **_machine(found['environment']))
+        for row in found['rows']
+    ]
+
+
+def key_of(line: Dict[str, Any]) -> Tuple:
+    """What makes a line the result of one run."""
+    return tuple(line.get(name) for name in IDENTITY)
+
+
+def run_curve(folder: Path) -> Dict[str, Any]:
+    """The curves of one run, see :func:`curves.curve_of`."""
+    lines, config = read_log(folder)
+    epochs = load_model_config(str(config)).train_cfg.get('max_epochs')
+    key = next((m for m in METRICS if any(m in line for line in lines)), '')
+    return curves.curve_of(lines, epochs, key)
+
+
+def append(path: Path, lines: List[Dict[str, Any]]) -> int:
+    """Add lines to a file, each run once.
+
+    Args:
+        path: A file of one JSON object a line.
+        lines: The lines. One of a run that the file has takes its place.
+
+    Returns:
+        int: How many lines are new or other than before.
+    """
+    known = {}
+    if path.is_file():
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            known[key_of(line)] = line
+    changed = sum(known.get(key_of(line)) != line for line in lines)
+    known.update((key_of(line), line) for line in lines)
+    if changed:
+        text = ''.join(
+            json.dumps(line, ensure_ascii=False) + '\n'
+            for line in known.values())
+        write_bytes(path, text.encode())
+    return changed
+
+
+def collect(root: Path) -> None:
+    """Read every work folder, add its results and draw its curves.
+
+    Args:
+        root: Holds a folder for each protocol.
+
+    Raises:
+        UserError: At the end, if a folder could not be read.
+    """
+    runs: List[Dict[str, Any]] = []
+    ablations: List[Dict[str, Any]] = []
+    resolutions: List[Dict[str, Any]] = []
+    drawn: Dict[Tuple[str, str], Dict[str, Any]] = {}
+    broken = []
+    for path in sorted(root.glob('**/run.json')):
+        folder = path.parent
+        if not (folder / 'test.json').is_file():
+            print(f'{folder}: not finished')
+            continue
+        try:
+            line = run_line(folder)
+            more = resolution_lines(folder)
+            curve = run_curve(folder)
+        except Exception as error:  # whatever a damaged folder makes of it
+            broken.append(f'{folder}: {type(error).__name__}: {error}')
+            continue
+        ablation = line['name'].startswith('ablations/')
+        (ablations if ablation else runs).append(line)
+        resolutions += more
+        group = line['protocol'], 'ablations' if ablation else line['dataset']
+        name = line['name'].partition('/')[2]
+        drawn.setdefault(group, {})[f'{name}, seed {line["seed"]}'] = curve
+    for name, lines in (('experiments', runs), ('resolution', resolutions),
+                        ('ablations/cifar10', ablations)):
+        target = RESULTS / f'{name}.jsonl'
+        changed = append(target, lines) if lines else 0
+        print(f'{target.name}: {changed} lines added or changed')
+    curves.update(RESULTS / 'curves', PICTURES, drawn)
+    if broken:
+        raise UserError(f'{len(broken)} folders were left out: '
+                        f'{"; ".join(broken)}')

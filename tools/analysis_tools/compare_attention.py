@@ -17,7 +17,7 @@ With a config, the same model is trained with each layer in turn, on the same
 data in the same order, and tested::
 
     python tools/analysis_tools/compare_attention.py --no-cost \\
-        --train configs/cifar10/fma-nano_1xb128-100e_cifar10-32px.py --epochs 3
+        --train configs/cifar10/fma-nano_1xb128-60e_cifar10-32px.py --epochs 3
 
 Each layer is checked in float64 before anything is timed; a layer whose
 numbers are wrong is named, and so is a size that one would not hold within

@@ -187,6 +187,7 @@ def test_segmentation_without_auxiliary_head(get_flops, repo_root):
 
 
 def test_language_models_take_a_length(get_flops, repo_root, capsys):
+    from fma_vision.utils.configs import build_model
     path = str(repo_root / 'configs/lm/fma-lm_1xb32-20k_books-1k.py')
     get_flops.main([path])
     assert 'text      1024 tokens' in capsys.readouterr().out

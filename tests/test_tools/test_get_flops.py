@@ -187,6 +187,7 @@ def test_segmentation_without_auxiliary_head(get_flops, repo_root):
 
 
 def test_language_models_take_a_length(get_flops, repo_root, capsys):
+    from fma_vision.engine import UserError
     from fma_vision.utils.configs import build_model
     path = str(repo_root / 'configs/lm/fma-lm_1xb32-20k_books-1k.py')
     get_flops.main([path])
@@ -199,7 +200,7 @@ def test_language_models_take_a_length(get_flops, repo_root, capsys):
     # Weights of 6 blocks and the tied projection, once per token.
     dense = 300 * (6 * 12 * 256**2 + 256 * 256)
     assert found.macs - attention == pytest.approx(dense, rel=.02)
-    with pytest.raises(get_flops.UserError, match='one number'):
+    with pytest.raises(UserError, match='one number'):
         get_flops.main([path, '--shape', '3', '4'])
 
 

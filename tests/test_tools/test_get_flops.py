@@ -150,13 +150,14 @@ def test_tiny_has_the_size_of_swin_t(get_flops, repo_root, capsys, tmp_path):
 
 def test_attention_of_a_backbone_is_the_sum_of_its_layers(
         get_flops, repo_root):
+    from fma_vision.utils.configs import build_model
     cfg = get_flops.load_model_config(
         str(repo_root / TINY), {
             'model.backbone.arch': 'nano',
             'model.head.in_channels': 256
         })
     found = get_flops.measure(cfg, (100, 68))
-    backbone = get_flops.build_model(cfg).backbone
+    backbone = build_model(cfg).backbone
     expected = 0
     for i, stage in enumerate(backbone.stages):
         grid = [-(-size // (4 * 2**i)) for size in (100, 68)]
@@ -174,29 +175,32 @@ def test_segmentation_without_auxiliary_head(get_flops, repo_root):
         'model.decode_head.channels': 16,
         'model.auxiliary_head.in_channels': 128
     }
+    from fma_vision.utils.configs import build_model, training_size
     cfg = get_flops.load_model_config(str(repo_root / UPERNET), options)
     found = get_flops.measure(cfg, (64, 96))
-    model = get_flops.build_model(cfg)
+    model = build_model(cfg)
     auxiliary = count_parameters(model.auxiliary_head)
     assert auxiliary > 0
     assert found['model'].parameters == count_parameters(model) - auxiliary
     assert found['model'].macs > found['backbone'].macs > 0
-    assert get_flops.training_size(cfg) == (512, 512)
+    assert training_size(cfg) == (512, 512)
 
 
 def test_language_models_take_a_length(get_flops, repo_root, capsys):
+    from fma_vision.engine import UserError
+    from fma_vision.utils.configs import build_model
     path = str(repo_root / 'configs/lm/fma-lm_1xb32-20k_books-1k.py')
     get_flops.main([path])
     assert 'text      1024 tokens' in capsys.readouterr().out
     cfg = get_flops.load_model_config(path)
     found = get_flops.measure(cfg, (300, ))['model']
-    net = get_flops.build_model(cfg).net
+    net = build_model(cfg).net
     attention = sum(b.attn.attention_macs(300) for b in net.blocks)
     assert found.attention_macs == attention
     # Weights of 6 blocks and the tied projection, once per token.
     dense = 300 * (6 * 12 * 256**2 + 256 * 256)
     assert found.macs - attention == pytest.approx(dense, rel=.02)
-    with pytest.raises(get_flops.UserError, match='one number'):
+    with pytest.raises(UserError, match='one number'):
         get_flops.main([path, '--shape', '3', '4'])
 
 

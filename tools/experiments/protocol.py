@@ -141,6 +141,18 @@ ABLATIONS: Dict[str, Dict[str, Any]] = {
     'position-none': {
         'model.backbone.position': 'none'
     },
+    'position-rotary': {
+        'model.backbone.position': 'none',
+        f'{_CELLS}.positions': 'rotary'
+    },
+    'position-relative': {
+        'model.backbone.position': 'none',
+        f'{_CELLS}.positions': 'relative'
+    },
+    'position-absolute': {
+        'model.backbone.position.type': 'AbsolutePosition',
+        'model.backbone.position.size': 32
+    },
 }
 
 _BOOKS = {

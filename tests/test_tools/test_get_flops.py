@@ -242,13 +242,14 @@ def test_bad_shapes_are_refused(get_flops, shape, capsys):
 
 
 def test_sequence_classifiers_take_a_length(get_flops, repo_root, capsys):
+    from fma_vision.utils.configs import build_model
     path = str(repo_root / 'configs/lra/fma-lra-small_1xb32-5k_listops.py')
     get_flops.main([path])
     # The longest sequence that the model takes.
     assert 'text      2000 tokens' in capsys.readouterr().out
     cfg = get_flops.load_model_config(path)
     found = get_flops.measure(cfg, (300, ))['model']
-    net = get_flops.build_model(cfg).net
+    net = build_model(cfg).net
     assert found.attention_macs == sum(
         b.attn.attention_macs(300) for b in net.blocks)
     # Two blocks with MLPs of three times the width; the head comes once.

@@ -342,7 +342,8 @@ def test_the_far_field_holds_no_second_pyramid(grid, masked,
     mask = random_mask(grid[0], 1) if masked else None
     count = h.level_starts[-1] + h.level_sizes[-1]
     levels = torch.randn(3, 1, count, 4, 64).unbind()
-    options = list(h.shape), h.cell_size, h.num_levels, h.rank, True, 0.5, 0.
+    options = (list(h.shape), h.cell_size, h.num_levels, h.rank, True, 0.5, 0.,
+               'torch')
     with torch.no_grad():
         out, lse = far_field(*levels, mask, None, *options)
         peak = peak_memory(lambda: far_field(*levels, mask, None, *options))

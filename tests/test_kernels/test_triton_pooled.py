@@ -229,7 +229,8 @@ def test_auto_takes_it_on_a_gpu(monkeypatch) -> None:
     request = Request(
         torch.device('cuda'), torch.bfloat16, 64, 100, pool_queries=True)
     assert can_run('triton', request)
-    with pytest.raises(ValueError, match='it has no near_bias for pool_queries yet'):
+    with pytest.raises(
+            ValueError, match='it has no near_bias for pool_queries yet'):
         can_run('triton', request._replace(near_bias=True), raise_error=True)
     # Interpreted kernels are for tests: nobody gets them unasked.
     lines = explain_backend(torch.zeros(1, 9, 1, 4), pool_queries=True)
@@ -253,7 +254,8 @@ def test_what_it_cannot_run(dtype, head_dim, word) -> None:
 def test_biases_are_refused() -> None:
     qkv = random_qkv((5, 9), dtype=torch.float32, device=DEVICE)
     bias = torch.zeros(2, 49, device=DEVICE)
-    with pytest.raises(ValueError, match='triton.* no near_bias for pool_queries yet'):
+    with pytest.raises(
+            ValueError, match='triton.* no near_bias for pool_queries yet'):
         fma2d(
             *qkv,
             cell_size=2,

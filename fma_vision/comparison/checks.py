@@ -58,7 +58,8 @@ def _local(layer: nn.Module) -> nn.Module:
         if hasattr(layer, 'field_weights'):
             layer.field_weights.near.fill_(1)
             layer.field_weights.far.zero_()
-        if hasattr(layer, 'relative_position_bias_table'):
+        # Of windows; a layer of cells has a module here, or None.
+        if isinstance(layer, WindowAttention):
             layer.relative_position_bias_table.zero_()
     return layer
 

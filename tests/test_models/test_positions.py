@@ -541,6 +541,6 @@ def test_build_position_by_place():
     x = torch.randn(1, 3, 3, 8)
     assert build_position(cfg, 8, in_stem=False)(x) is x
     assert build_position('ConditionalPosition', 8, in_stem=True)(x) is x
-    for size in (0, (3, ), (2, 0)):
+    for size in (0, (3, ), (2, 0), 7., (2., 3), '7'):
         with pytest.raises(ValueError, match='size must be a positive int'):
             build_position(dict(type='AbsolutePosition', size=size), 8)

@@ -210,7 +210,8 @@ def resize_loaded(state_dict: dict, name: str, shape: Sequence[int],
     table = state_dict.get(name)
     if torch.is_tensor(table) and table.shape != shape:
         with torch.no_grad():
-            state_dict[name] = resize(table)
+            # ``load_state_dict(assign=True)`` keeps the dtype it finds.
+            state_dict[name] = resize(table).to(table.dtype)
 
 
 POSITIONS = {

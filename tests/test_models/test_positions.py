@@ -488,6 +488,8 @@ def test_loading_leaves_the_checkpoint_as_it_was():
     target.load_state_dict(source)
     assert {name: table.shape for name, table in source.items()} == shapes
     assert target.near_bias.dtype == torch.double
+    target.load_state_dict(source, assign=True)
+    assert {x.dtype for x in target.parameters()} == {torch.half}
 
 
 # ------------------------------------------------------------------ absolute

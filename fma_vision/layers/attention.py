@@ -276,7 +276,8 @@ class FMAttention2D(_FMAttention):
             their sub-cell: shifting the whole grid changes nothing.
             ``'relative'`` adds learned tables to the logits
             (:class:`~fma_vision.layers.RelativeBias`), of which ``max_levels``
-            counts the sets. None leaves positions to the caller.
+            counts the sets, at quadratic memory with ``pool_queries``. None
+            leaves positions to the caller.
         rotary_base (float, optional): Base of the rotary frequencies.
             Defaults to 100, that of the axial form in arXiv 2403.13298:
             maps are shorter than texts.

@@ -1,8 +1,9 @@
-"""Argument checks and masking shared by the attention layers."""
+"""Argument checks, masking and names shared by layers and models."""
 
-from typing import Optional, Tuple
+from typing import Optional, Set, Tuple
 
 import torch
+import torch.nn as nn
 
 
 def head_dim_of(dim: int, num_heads: int) -> int:
@@ -54,3 +55,16 @@ def drop_masked(x: torch.Tensor,
         raise ValueError(f'key_mask must be bool {tuple(x.shape[:-1])}, got '
                          f'{key_mask.dtype} {tuple(key_mask.shape)}')
     return x.masked_fill(~key_mask.unsqueeze(-1), 0)
+
+
+def undecayed_parameters(model: nn.Module) -> Set[str]:
+    """What the parts of a model name in their ``no_weight_decay``.
+
+    Returns:
+        set[str]: Names of parameters of ``model``.
+    """
+    names = set()
+    for prefix, module in model.named_modules():
+        if module is not model and hasattr(module, 'no_weight_decay'):
+            names |= {f'{prefix}.{n}' for n in module.no_weight_decay()}
+    return names

@@ -168,8 +168,9 @@ class AbsolutePosition(nn.Module):
 
     def __init__(self, dim: int, size: Union[int, Sequence[int]]) -> None:
         super().__init__()
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        if len(sides) != 2 or min(sides) < 1:
+        sides = (size, size) if isinstance(size, int) else size
+        if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(
+                isinstance(side, int) and side > 0 for side in sides):
             raise ValueError('size must be a positive int or (height, width) '
                              f'of these, got {size!r}')
         # The name that hosts spare from weight decay for Swin.
@@ -209,7 +210,8 @@ def resize_loaded(state_dict: dict, name: str, shape: Sequence[int],
     table = state_dict.get(name)
     if torch.is_tensor(table) and table.shape != shape:
         with torch.no_grad():
-            state_dict[name] = resize(table)
+            # ``load_state_dict(assign=True)`` keeps the dtype it finds.
+            state_dict[name] = resize(table).to(table.dtype)
 
 
 POSITIONS = {
@@ -225,9 +227,10 @@ def build_position(cfg: Optional[Union[str, dict]],
     """Build a position encoding for maps ``[B, H, W, dim]``.
 
     Args:
-        cfg (str | dict, optional): ``'ConditionalPosition'``,
-            ``'AbsolutePosition'``, ``'none'`` or a dict with ``type`` and
-            the arguments. None means ``'none'``.
+        cfg (str | dict, optional): ``'ConditionalPosition'``, ``'none'`` or
+            a dict with ``type`` (``'AbsolutePosition'``, which needs a
+            ``size``, or one of these) and the arguments. None means
+            ``'none'``.
         dim (int): Channels.
         in_stem (bool, optional): Where in a backbone it is built for; an
             encoding that belongs to the other place gives an identity. None

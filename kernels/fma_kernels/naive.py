@@ -208,7 +208,9 @@ def naive(
         logits = logits + _bias(hierarchy, near_bias, far_bias, heads,
                                 device).to(acc)
     hidden = ~visibility(hierarchy, device) | absent[:, None]
-    logits = logits.masked_fill(hidden[:, None], -torch.inf)
+    # A bias may forbid all that a query sees: then it has no key, either.
+    hidden = hidden[:, None] | (logits == -torch.inf)
+    logits = logits.masked_fill(hidden, -torch.inf)
 
     lse = torch.logsumexp(logits, dim=-1)  # [B, heads, N]
     # A finite pivot: a query without any key gets zeros, not NaN.

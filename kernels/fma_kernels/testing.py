@@ -67,11 +67,6 @@ def missing_compiler() -> Optional[str]:
     return 'torch.compile on a CPU needs a C++ compiler'
 
 
-def missing_cuda() -> Optional[str]:
-    """Why nothing can run on a GPU here, or None."""
-    return None if torch.cuda.is_available() else 'needs a CUDA device'
-
-
 def random_qkv(shape: Tuple[int, ...],
                heads: int = 2,
                head_dim: int = 4,

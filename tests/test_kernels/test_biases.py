@@ -205,6 +205,27 @@ def test_minus_infinity_hides() -> None:
         assert_close(a, b)
 
 
+@pytest.mark.parametrize('backend', ['torch', 'naive'])
+@pytest.mark.parametrize('shape', [(33, ), (12, 13)], ids=str)
+def test_minus_infinity_everywhere_leaves_no_key(shape, backend) -> None:
+    q, k, v, *tables = leaves((shape, 2))
+    near, *far = (torch.full_like(x, -torch.inf) for x in tables)
+    inputs = [q, k, v, *(x.requires_grad_() for x in (near, *far))]
+    out, lse = op(shape)(
+        q,
+        k,
+        v,
+        cell_size=2,
+        near_bias=near,
+        far_bias=far,
+        backend=backend,
+        return_lse=True)
+    assert (out == 0).all()
+    assert (lse == -torch.inf).all()
+    for grad in torch.autograd.grad(out.sum(), inputs):
+        assert (grad == 0).all()
+
+
 # ----------------------------------------------------- memory and repetition
 @pytest.mark.parametrize('elements', [3000, 300])
 @pytest.mark.parametrize(

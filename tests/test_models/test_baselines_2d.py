@@ -363,8 +363,9 @@ def test_every_query_sees_as_many_keys():
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(kernel_size=4), 'kernel_size must be odd and positive, got 4'),
-    (dict(kernel_size=-1), 'kernel_size must be odd and positive, got -1'),
+    (dict(kernel_size=4), 'kernel_size must be an odd and positive int'),
+    (dict(kernel_size=-1), 'kernel_size must be .* int, got -1'),
+    (dict(kernel_size=3.), r'kernel_size must be .* int, got 3\.0'),
     (dict(attn_drop=-.1), r'attn_drop must be in \[0, 1\), got -0.1'),
     (dict(num_heads=3), 'dim=16 .* num_heads=3'),
 ])
@@ -447,6 +448,9 @@ def test_filter_of_ones_is_the_identity_at_any_size(grid):
     (dict(type='GlobalFilter', size=(1, 2, 3)), 'size must be one or two'),
     (dict(type='LongShortAttention', window=0), 'window .* got 0'),
     (dict(type='LongShortAttention', rank=0), 'rank .* got 0'),
+    (dict(type='FullAttention', attn_drop=1.), 'attn_drop .* got 1.0'),
+    (dict(type='WindowAttention', attn_drop=2.), 'attn_drop .* got 2.0'),
+    (dict(type='WindowAttention', window_size=3.), r'window_size .* got 3\.0'),
 ])
 def test_others_refuse(cfg, message):
     with pytest.raises(ValueError, match=message):

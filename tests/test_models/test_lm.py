@@ -289,8 +289,9 @@ def test_tokens_are_checked():
         (torch.tensor([[-1, 2]]), ValueError, 'another vocabulary'),
         (_tokens(1, 11), ValueError, 'learned positions reach 10 tokens'),
     ]:
-        with pytest.raises(kind, match=message):
-            model(tokens)
+        for method in (model, model.loss, model.nats):
+            with pytest.raises(kind, match=message):
+                method(tokens)
     head = FMALMHead(16, 13)
     with pytest.raises(ValueError, match='needs the embedding weight'):
         head(torch.zeros(1, 2, 16))

@@ -488,6 +488,8 @@ def test_loading_leaves_the_checkpoint_as_it_was():
     target.load_state_dict(source)
     assert {name: table.shape for name, table in source.items()} == shapes
     assert target.near_bias.dtype == torch.double
+    target.load_state_dict(source, assign=True)
+    assert {x.dtype for x in target.parameters()} == {torch.half}
 
 
 # ------------------------------------------------------------------ absolute
@@ -541,6 +543,6 @@ def test_build_position_by_place():
     x = torch.randn(1, 3, 3, 8)
     assert build_position(cfg, 8, in_stem=False)(x) is x
     assert build_position('ConditionalPosition', 8, in_stem=True)(x) is x
-    for size in (0, (3, ), (2, 0)):
+    for size in (0, (3, ), (2, 0), 7., (2., 3), '7'):
         with pytest.raises(ValueError, match='size must be a positive int'):
             build_position(dict(type='AbsolutePosition', size=size), 8)

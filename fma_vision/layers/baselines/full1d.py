@@ -3,14 +3,13 @@
 from typing import Optional
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
-from ..common import check_tokens, drop_masked, head_dim_of
-from ..positions import check_rotary, rotate
+from ..common import check_tokens, drop_masked
+from .base import SequenceAttention
 
 
-class FullAttention1D(nn.Module):
+class FullAttention1D(SequenceAttention):
     """Softmax attention over a sequence, through PyTorch's fused op.
 
     The twin of :class:`~fma_vision.layers.FMAttention1D`: the same weights
@@ -30,34 +29,6 @@ class FullAttention1D(nn.Module):
     Raises:
         ValueError: If an argument is out of range.
     """
-
-    def __init__(self,
-                 dim: int,
-                 num_heads: int,
-                 qkv_bias: bool = True,
-                 attn_drop: float = 0.,
-                 proj_drop: float = 0.,
-                 causal: bool = False,
-                 positions: Optional[str] = None,
-                 rotary_base: float = 10000.) -> None:
-        super().__init__()
-        if positions not in (None, 'rotary'):
-            raise ValueError(f"positions must be None or 'rotary', got "
-                             f'{positions!r}')
-        if not 0 <= attn_drop < 1:
-            raise ValueError(f'attn_drop must be in [0, 1), got {attn_drop}')
-        self.dim = dim
-        self.num_heads = num_heads
-        self.head_dim = head_dim_of(dim, num_heads)
-        if positions:
-            check_rotary(self.head_dim, rotary_base)
-        self.attn_drop = attn_drop
-        self.causal = causal
-        self.positions = positions
-        self.rotary_base = rotary_base
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
 
     def attention_macs(self, length: int) -> int:
         """Multiply-adds of one sequence outside the two linear layers."""
@@ -81,12 +52,9 @@ class FullAttention1D(nn.Module):
         """
         length, = check_tokens(x, self.dim, 1)
         x = drop_masked(x, key_mask)
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
-        query, key, value = qkv.unbind(2)  # [B, N, heads, head_dim]
-        if self.positions == 'rotary':
-            at = torch.arange(offset, offset + length, device=x.device)
-            query = rotate(query, at, self.rotary_base)
-            key = rotate(key, at, self.rotary_base)
+        query, key, value = self.project(x)  # [B, N, heads, head_dim]
+        at = torch.arange(offset, offset + length, device=x.device)
+        query, key = self.turn(query, at), self.turn(key, at)
         mask = some = None
         if key_mask is not None:
             mask = key_mask[:, None, None]  # [B, 1, 1, N]
@@ -100,12 +68,7 @@ class FullAttention1D(nn.Module):
             value.transpose(1, 2),
             attn_mask=mask,
             is_causal=self.causal and mask is None,
-            dropout_p=self.attn_drop if self.training else 0.)
+            dropout_p=self.dropout_p)
         if some is not None:
             out = out.masked_fill(~some, 0)
-        out = out.transpose(1, 2).flatten(2)  # [B, N, dim]
-        return self.proj_drop(self.proj(out))
-
-    def extra_repr(self) -> str:
-        return (f'heads={self.num_heads}, causal={self.causal}, '
-                f'positions={self.positions!r}')
+        return self.finish(out.transpose(1, 2))

@@ -133,9 +133,10 @@ def check_kernel_size(kernel_size: int) -> int:
     Raises:
         ValueError: If it is not.
     """
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError('kernel_size must be odd and positive, got '
-                         f'{kernel_size}')
+    if not isinstance(kernel_size, int) or kernel_size < 1 \
+            or kernel_size % 2 == 0:
+        raise ValueError('kernel_size must be an odd and positive int, got '
+                         f'{kernel_size!r}')
     return kernel_size
 
 

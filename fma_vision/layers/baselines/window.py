@@ -7,10 +7,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 
-from ..common import check_tokens, drop_masked, head_dim_of
+from ..common import check_tokens, drop_masked
+from .base import ProjectedAttention, check_at_least
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(ProjectedAttention):
     """Attention inside (shifted) windows, as in Swin (arXiv 2103.14030).
 
     Maps of any size are padded inside; padded tokens are never attended.
@@ -27,6 +28,9 @@ class WindowAttention(nn.Module):
         qkv_bias (bool): Bias in the query, key, value projection.
         attn_drop (float): Dropout on attention weights.
         proj_drop (float): Dropout on the output.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
 
     uses_block_index = True
@@ -40,19 +44,9 @@ class WindowAttention(nn.Module):
                  qkv_bias: bool = True,
                  attn_drop: float = 0.,
                  proj_drop: float = 0.) -> None:
-        super().__init__()
-        if window_size < 1:
-            raise ValueError(f'window_size must be at least 1, got '
-                             f'{window_size}')
-        self.dim = dim
-        self.num_heads = num_heads
-        self.head_dim = head_dim_of(dim, num_heads)
-        self.window_size = window_size
+        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+        self.window_size = check_at_least('window_size', window_size, 1)
         self.shift = block_index % 2 == 1 if shift is None else shift
-        self.attn_drop = attn_drop
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
         # One row per (vertical, horizontal) offset, row-major.
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1)**2, num_heads))
@@ -128,10 +122,10 @@ class WindowAttention(nn.Module):
             t = t.reshape(batch, rows, a, cols, b, t.shape[-1])
             return t.transpose(2, 3)
 
-        qkv = self.qkv(partition(x))  # padding is masked below
-        qkv = qkv.reshape(batch * windows, tokens, 3, self.num_heads,
-                          self.dim // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        # [B*windows, heads, N, head_dim]; padding is masked below
+        query, key, value = (
+            t.reshape(batch * windows, tokens, *t.shape[-2:]).transpose(1, 2)
+            for t in self.project(partition(x)))
         bias = self._bias((a, b)).to(query.dtype)[None]  # [1, heads, N, N]
         keep = None  # bool [1 or B, windows, N, N]
         if pad_h or pad_w or shift_h or shift_w:
@@ -160,12 +154,12 @@ class WindowAttention(nn.Module):
             key,
             value,
             attn_mask=bias.expand(batch * windows, -1, -1, -1),
-            dropout_p=self.attn_drop if self.training else 0.)
+            dropout_p=self.dropout_p)
         if some is not None:
             out = out.masked_fill(~some, 0)
-        out = out.transpose(1, 2).reshape(batch, rows, cols, a, b, self.dim)
-        out = out.transpose(2, 3).reshape(batch, rows * a, cols * b, self.dim)
+        heads = self.num_heads, self.head_dim
+        out = out.transpose(1, 2).reshape(batch, rows, cols, a, b, *heads)
+        out = out.transpose(2, 3).reshape(batch, rows * a, cols * b, *heads)
         if shift_h or shift_w:
             out = out.roll((shift_h, shift_w), (1, 2))
-        out = out[:, :height, :width]
-        return self.proj_drop(self.proj(out))
+        return self.finish(out[:, :height, :width])

@@ -7,6 +7,7 @@ import torch.nn as nn
 from timm.layers import trunc_normal_
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...layers.common import undecayed_parameters
 from ...registry import MODELS, BaseModule
 from .blocks import PatchEmbed, Stage
 
@@ -267,11 +268,7 @@ class FMATransformer(BaseModule):
 
     def no_weight_decay(self) -> Set[str]:
         """Names of parameters that must not decay."""
-        names = set()
-        for prefix, module in self.named_modules():
-            if module is not self and hasattr(module, 'no_weight_decay'):
-                names |= {f'{prefix}.{n}' for n in module.no_weight_decay()}
-        return names
+        return undecayed_parameters(self)
 
 
 def _init_layer(module: nn.Module) -> None:

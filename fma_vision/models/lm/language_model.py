@@ -82,7 +82,8 @@ class FMALanguageModel(TokenTransformer):
         Returns:
             Tensor: A scalar, in nats per target.
         """
-        tokens, targets = self.head.corrupt(tokens.long(), targets, key_mask)
+        tokens = self.check_tokens(tokens, tokens.shape[-1])
+        tokens, targets = self.head.corrupt(tokens, targets, key_mask)
         x = self.features(tokens, key_mask)
         return self.head.loss(x, targets, self.embed.weight)
 
@@ -101,8 +102,8 @@ class FMALanguageModel(TokenTransformer):
             tuple[Tensor, Tensor]: Sums of -log p ``[B]``, float32 or wider,
             and numbers of counted targets, int64 ``[B]``.
         """
-        tokens, targets = self.head.corrupt(tokens.long(), targets, key_mask,
-                                            seed)
+        tokens = self.check_tokens(tokens, tokens.shape[-1])
+        tokens, targets = self.head.corrupt(tokens, targets, key_mask, seed)
         x = self.features(tokens, key_mask)
         return self.head.nats(x, targets, self.embed.weight)
 

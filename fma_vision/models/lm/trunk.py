@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...layers import FMAttention1D
 from ...layers.build import resolve_attention
-from ...layers.common import drop_masked
+from ...layers.common import drop_masked, undecayed_parameters
 from ...registry import BaseModule
 from .blocks import LMBlock
 
@@ -134,11 +134,7 @@ class TokenTransformer(BaseModule):
 
     def no_weight_decay(self) -> Set[str]:
         """Names of parameters that must not decay."""
-        names = set()
-        for prefix, module in self.named_modules():
-            if module is not self and hasattr(module, 'no_weight_decay'):
-                names |= {f'{prefix}.{n}' for n in module.no_weight_decay()}
-        return names
+        return undecayed_parameters(self)
 
     def check_tokens(self, tokens: torch.Tensor, end: int) -> torch.Tensor:
         """Refuse what is no batch of token ids.

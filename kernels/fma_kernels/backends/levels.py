@@ -23,7 +23,7 @@ from ..dropout import keep_mask
 from ..geometry import Cell, Hierarchy
 from ..pooling import (accumulation_dtype, block_sum, cells_to_lattice,
                        lattice_to_cells, pack, repeat, unpack)
-from .tiling import grid_points
+from .tiling import distance, grid_points
 
 # Cells of a tile and axis, by the number of axes; even, so that the children
 # of a parent stay together. Fewer are too thin for a product.
@@ -71,16 +71,12 @@ class Cut(NamedTuple):
         queries = grid_points(self.side)[rows, None].to(device) // self.unit
         keys = grid_points(window).to(device) - self.halo
         keys = torch.div(keys, self.unit, rounding_mode='floor')
-        near = _distance(queries, keys) <= 1
+        near = distance(queries, keys) <= 1
         if self.rule == 'near':
             return ~near
         if self.rule == 'siblings':  # >> 1 rounds down
-            return near | (_distance(queries >> 1, keys >> 1) > 1)
+            return near | (distance(queries >> 1, keys >> 1) > 1)
         return near
-
-
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).abs().amax(-1)
 
 
 @lru_cache(maxsize=256)

@@ -108,7 +108,8 @@ def _inside(points: Tensor, grid: Tuple[int, ...]) -> Tensor:
     return ((points >= 0) & (points < torch.tensor(grid))).all(-1)
 
 
-def _distance(points: Tensor, centre: Tensor) -> Tensor:
+def distance(points: Tensor, centre: Tensor) -> Tensor:
+    """Chebyshev distance of coordinates ``[..., d]``."""
     return (points - centre).abs().amax(-1)
 
 
@@ -143,7 +144,7 @@ def exact_list(hierarchy: Hierarchy, level: int, cells: Tensor) -> Tensor:
         window = grid_points(grid)[None]  # the same for every cell
     else:
         window = (cells // 2 * 2)[:, None] + _window(-2, 4, hierarchy.ndim)
-    far = _inside(window, grid) & (_distance(window, cells[:, None]) > 1)
+    far = _inside(window, grid) & (distance(window, cells[:, None]) > 1)
     if hierarchy.causal:
         far &= window[..., 0] < cells[:, None, 0]
     number = flatten(window, grid).masked_fill(~far, -1)
@@ -177,7 +178,7 @@ def _near_list(hierarchy: Hierarchy, leaves: Tensor, groups: Tensor,
     index = number(cells).masked_fill(~_inside(cells, hierarchy.leaf_grid), -1)
     hidden = None
     if as_parent:
-        far = _distance(window, child_window(d)[:, None]) > 1
+        far = distance(window, child_window(d)[:, None]) > 1
         hidden = far.repeat_interleave(m**d, 0).repeat_interleave(m**d, 1)
     return KeyList('tokens', False, index, hidden, -m if causal else None)
 
@@ -191,7 +192,7 @@ def finest_window(hierarchy: Hierarchy) -> Tuple[Tensor, Tensor]:
     """
     children, window = child_window(hierarchy.ndim), _window(
         -2, 4, hierarchy.ndim)
-    finer = _distance(window, children[:, None]) <= 1  # [children, cells]
+    finer = distance(window, children[:, None]) <= 1  # [children, cells]
     if hierarchy.causal:
         finer |= window[:, 0] >= children
     # What no child sees need not be gathered.

@@ -405,7 +405,10 @@ def linear() -> Optional[str]:
                 number(r['peak_bytes'] / 2**20),
                 number(r['peak_growth'])
             ])
-        head = ['ms', 'growth', 'peak MiB', 'growth']
+        head = [
+            f'{part}{column}' for part in ('far: ', 'pooling too: ', 'whole: ')
+            for column in ('ms', '×', 'MiB', '×')
+        ]
         parts.append(
             'Time and peak memory beyond the inputs, each followed by its '
             'growth over the row above, for twice the tokens in 1D and four '
@@ -413,8 +416,9 @@ def linear() -> Optional[str]:
             'same with all pooling, then the whole operation. With PyTorch\'s '
             'switch `THP_MEM_ALLOC_ENABLE` for huge pages '
             f'{"on" if found["scaling"]["setting"]["huge_pages"] else "off"}.'
-            '\n\n' + table(['tokens', *head, *head, *head],
-                           [[name, *cells] for name, cells in lines.items()]))
+            '\n\n' +
+            table(['tokens', *head], [[name, *cells]
+                                      for name, cells in lines.items()]))
     if 'plain' in found:
         rows = [[
             f'{tokens(r)}, {r["mode"]}',

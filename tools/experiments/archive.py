@@ -7,6 +7,7 @@ from typing import Iterator, List, Sequence, Tuple
 from fma_vision.datasets.cached_images import FOLDER as CACHE
 from fma_vision.engine import UserError
 from fma_vision.engine.config import datasets_of, load_config
+from fma_vision.utils.files import whole_file
 
 from protocol import Run  # isort: skip
 
@@ -93,8 +94,7 @@ def pack(target: Path,
     while pending is not None:
         number = f'-{len(written) + 1}' if written else ''
         path = target.with_name(f'{stem}{number}{suffix}')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, 'wb') as out, tarfile.open(
+        with whole_file(path) as out, tarfile.open(
                 fileobj=out, mode=mode, format=tarfile.PAX_FORMAT) as archive:
             first = True
             while pending is not None:

@@ -36,11 +36,21 @@ def data_roots(runs: Sequence[Run]) -> List[Path]:
     return roots
 
 
+def outdated(path: Path) -> bool:
+    """Whether a file is a checkpoint with a later one beside it."""
+    note = path.with_name('last_checkpoint')
+    if path.suffix != '.pth' or not note.is_file():
+        return False
+    last = path.with_name(Path(note.read_text(errors='replace').strip()).name)
+    return last.is_file() and last != path
+
+
 def files_of(roots: Sequence[Path],
              folders: Sequence[Path]) -> Iterator[Tuple[Path, str]]:
     """Files to pack and their names in the archive.
 
     Decoded images are left out: they are large, and made again in seconds.
+    So are checkpoints from which no training goes on.
     """
     for root in roots:
         for path in sorted(root.rglob('*')):
@@ -48,7 +58,7 @@ def files_of(roots: Sequence[Path],
                 yield path, path.as_posix()
     for folder in folders:
         for path in sorted(folder.rglob('*')):
-            if path.is_file():
+            if path.is_file() and not outdated(path):
                 yield path, path.as_posix()
 
 

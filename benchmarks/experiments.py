@@ -49,10 +49,20 @@ NOT_YET = 'not measured yet'
 
 
 def read_lines(path: Path) -> List[Dict[str, Any]]:
-    """The lines of a file of results; none where it is not there."""
+    """The lines of a file of results; none where it is not there.
+
+    Raises:
+        SystemExit: A line is damaged.
+    """
     if not path.is_file():
         return []
-    return [json.loads(text) for text in path.read_text().splitlines()]
+    found = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            found.append(json.loads(text))
+        except ValueError as error:
+            raise SystemExit(f'{path}, line {number} cannot be read: {error}')
+    return found
 
 
 def spread(values: List[float], digits: int = 2) -> str:

@@ -31,9 +31,16 @@ METAFILES = tuple(f'configs/{folder}/metafile.yml'
 
 
 def load(name: str) -> Optional[dict]:
-    """A result file, or None where it was not measured."""
+    """A result file, or None where it was not measured.
+
+    Raises:
+        SystemExit: It is damaged.
+    """
     path = RESULTS / f'{name}.json'
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise SystemExit(f'{path} cannot be read: {error}')
 
 
 def where(environment: dict) -> str:

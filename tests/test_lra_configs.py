@@ -229,3 +229,8 @@ def test_text_of_ones_own(train_tool, tmp_path: Path) -> None:
                  *options, 'model.net.num_classes=3')
     assert runner.train_dataloader.dataset.metainfo['classes'] == tuple('xyz')
     assert runner.iter == 2
+    # Labels of another meaning would be scored as if they were the same.
+    (tmp_path / 'mine/test/z').rename(tmp_path / 'mine/test/other')
+    with pytest.raises(UserError, match=r"only one .* \['other', 'z'\]"):
+        run(train_tool, small, tmp_path / 'work', '--cfg-options', *options,
+            'model.net.num_classes=3')

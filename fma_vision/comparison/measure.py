@@ -244,13 +244,25 @@ def check(spec: LayerSpec, ndim: int, setting: Setting) -> Dict[str, Any]:
         raise Obstacle('failed', f'wrong numbers, not timed: {error}')
     except Exception as error:
         if setting.causal:
-            try:
-                spec.build((8, ) * ndim, setting.dim, setting.heads)
-            except Exception:
-                pass
-            else:
-                raise Obstacle('skipped', f'no causal form: {one_line(error)}')
+            _check_causal_form(spec, ndim, setting)
         raise _obstacle(error)
+
+
+def _check_causal_form(spec: LayerSpec, ndim: int, setting: Setting) -> None:
+    """Refuses a layer that builds, but not as a causal one.
+
+    Raises:
+        Obstacle: Says so.
+    """
+    size = (8, ) * ndim, setting.dim, setting.heads
+    try:
+        spec.build(*size)
+    except Exception:
+        return  # wrong in either form
+    try:
+        spec.build(*size, causal=True)
+    except Exception as error:
+        raise Obstacle('skipped', f'no causal form: {one_line(error)}')
 
 
 def runs_on(spec: LayerSpec, ndim: int, setting: Setting) -> bool:

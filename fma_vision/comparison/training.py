@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..utils.configs import is_language_model, load_model_config
 from ..utils.environment import collect_environment
 from ..utils.errors import one_line
 from ..utils.files import write_json
+from ..utils.results import read_json
 from .specs import LayerSpec, config_specs, ndim_of
 
 LOADERS = ('train_dataloader', 'test_dataloader')
@@ -164,10 +164,10 @@ def train(cfg: Config, folder: Path, device: str, seed: int) -> Dict[str, Any]:
         where it is done already.
 
     Raises:
-        UserError: A setting is wrong.
+        UserError: A setting is wrong, or the result there is damaged.
     """
     if (folder / RESULT).is_file():
-        return json.loads((folder / RESULT).read_text())
+        return read_json(folder / RESULT)
     select_device(device)
     cfg.work_dir = str(folder)
     cfg.experiment_name = folder.name

@@ -9,7 +9,7 @@ import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, List, Sequence
+from typing import Any, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.logging import print_log
 
 from fma_vision.registry import TRANSFORMS
+from fma_vision.utils.errors import one_line
 from fma_vision.utils.files import whole_file, write_bytes
 
 FOLDER = 'cache'
@@ -25,8 +26,16 @@ KEY = 'cached_image'
 
 
 def decode(path: str) -> np.ndarray:
-    """A file's image as the host reads it: uint8 ``[H, W, 3]``, BGR."""
-    return LoadImageFromFile()(dict(img_path=path))['img']
+    """A file's image as the host reads it: uint8 ``[H, W, 3]``, BGR.
+
+    Raises:
+        ValueError: The file holds no image.
+    """
+    try:
+        return LoadImageFromFile()(dict(img_path=path))['img']
+    except (AssertionError, cv2.error) as error:
+        raise ValueError(f'{path} holds no image: {one_line(error)}') \
+            from error
 
 
 def _name(paths: Sequence[str], root: Path) -> str:
@@ -58,8 +67,21 @@ def _build(paths: Sequence[str], target: Path) -> np.ndarray:
     return shapes
 
 
+def _read_shapes(pixels: Path, index: Path,
+                 count: int) -> Optional[np.ndarray]:
+    """The shapes of a cache's images, None if it is not there and whole."""
+    try:
+        content = np.frombuffer(index.read_bytes(), np.int64)
+        shapes = content.reshape(-1, 3)
+        size = pixels.stat().st_size
+    except (FileNotFoundError, ValueError):
+        return None
+    whole = len(shapes) == count and size == shapes.prod(1).sum()
+    return shapes if whole else None
+
+
 def cache_images(samples: List[dict], root: str) -> None:
-    """Let samples point to decoded images, which are made if not there.
+    """Let samples point to decoded images, made if not there and whole.
 
     Several processes may do so at once: each writes a file of its own and
     renames it when whole. Where nothing can be written, the samples stay
@@ -74,10 +96,8 @@ def cache_images(samples: List[dict], root: str) -> None:
     paths = [sample['img_path'] for sample in samples]
     name = _name(paths, Path(root))
     pixels, index = folder / f'{name}.bin', folder / f'{name}.shapes'
-    try:
-        # Written last, so the pixels are there if it is.
-        shapes = np.frombuffer(index.read_bytes(), np.int64).reshape(-1, 3)
-    except FileNotFoundError:
+    shapes = _read_shapes(pixels, index, len(paths))
+    if shapes is None:
         print_log(f'Decoding {len(paths)} images into {folder}', 'current')
         try:
             shapes = _build(paths, pixels)

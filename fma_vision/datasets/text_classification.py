@@ -29,7 +29,8 @@ class TextClassificationDataset(Dataset):
         data_root (str): Holds the folder of every split.
         split (str): Name of the split's folder. Defaults to '', none.
         classes (sequence[str], optional): Names of the folders, in the order
-            of the labels. Defaults to None: all folders there are, sorted.
+            of the labels. Defaults to None: all folders there are, sorted,
+            but hidden ones.
         max_length (int, optional): Longer texts are cut after so many bytes.
             None keeps them whole. Defaults to 4000, as in Long Range Arena.
         pattern (str): Glob for the files of a class. Defaults to '*.txt'.
@@ -63,7 +64,7 @@ class TextClassificationDataset(Dataset):
             raise FileNotFoundError(f'{name}: no folder {self.source}')
         if classes is None:
             classes = sorted(p.name for p in self.source.iterdir()
-                             if p.is_dir())
+                             if p.is_dir() and not p.name.startswith('.'))
         if len(classes) < 2:
             raise ValueError(f'{name}: {self.source} must hold a folder per '
                              f'class, two at least; found: {list(classes)}')

@@ -60,6 +60,30 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
             f'but {source} has {tokens} tokens: set it to {tokens + mask}')
 
 
+def check_same_classes(dataset: Any, other: Any) -> None:
+    """Refuse two sets of one kind whose labels mean different classes.
+
+    Args:
+        dataset (Any): Trained on.
+        other (Any): Evaluated on.
+
+    Raises:
+        UserError: Names the classes that differ.
+    """
+    if type(dataset) is not type(other):
+        return
+    ours, theirs = (
+        list((getattr(x, 'metainfo', None) or {}).get('classes') or ())
+        for x in (dataset, other))
+    if ours and theirs and ours != theirs:
+        apart = sorted(set(ours) ^ set(theirs), key=str)
+        raise UserError(
+            f'{type(dataset).__name__}: the data to train on and to validate '
+            'on have different classes' +
+            (f', only one of them has {apart}'
+             if apart else f' or another order: {ours} and {theirs}'))
+
+
 def vocabulary_of(meta: Any) -> Optional[Dict[str, Any]]:
     """The vocabulary in a dataset's ``metainfo``, or a checkpoint's copy."""
     found = meta.get('vocabulary') if isinstance(meta, dict) else None

@@ -4,7 +4,7 @@ import sys
 from typing import Any, Callable, Optional, Tuple
 
 from .checkpoint import read_checkpoint, use_safe_reader
-from .classes import check_classes, check_vocabulary
+from .classes import check_classes, check_same_classes, check_vocabulary
 from .config import Config, UserError, building, check_data_roots
 
 ACCELERATOR_AMP, CPU_AMP = 'AmpOptimWrapper', 'CPUAmpOptimWrapper'
@@ -99,7 +99,8 @@ def check_data(runner: Any,
                checkpoint: Optional[str] = None) -> None:
     """Build a runner's data and compare its classes with the model's.
 
-    Texts must have the vocabulary of the training data as well.
+    Data to validate on must have the classes, and texts the vocabulary, of
+    the training data as well.
 
     Args:
         runner (mmengine.runner.Runner): A runner that has not run yet.
@@ -112,9 +113,10 @@ def check_data(runner: Any,
     dataset = _dataset(runner, part)
     check_classes(runner.model, dataset)
     if part == 'train' and runner.cfg.get('val_dataloader') is not None:
-        check_vocabulary(
-            _dataset(runner, 'val'), getattr(dataset, 'metainfo', None),
-            'the training data')
+        other = _dataset(runner, 'val')
+        check_same_classes(dataset, other)
+        check_vocabulary(other, getattr(dataset, 'metainfo', None),
+                         'the training data')
     if checkpoint is not None and '://' not in checkpoint:
         meta = read_checkpoint(checkpoint).get('meta') or {}
         check_vocabulary(dataset, meta.get('dataset_meta'),
@@ -139,6 +141,10 @@ def run_tool(main: Callable[[], Any]) -> None:
         sys.exit(f'error: {" ".join(str(error).split())}')
     except KeyboardInterrupt:
         sys.exit('interrupted')
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _enable_amp(cfg: Config) -> None:

@@ -1,10 +1,38 @@
-"""What a training and its test left in a work folder."""
+"""Reading results, and what a training and its test left in a folder."""
 
 import json
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 from ..engine import UserError
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: It is missing or damaged; names it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read: {error}') from error
+
+
+def read_lines(path: Path) -> List[Dict[str, Any]]:
+    """The objects of a file that holds one JSON object a line.
+
+    Raises:
+        UserError: It is missing, or a line is damaged; names both.
+    """
+    found = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            found.append(json.loads(text))
+        except ValueError as error:
+            raise UserError(f'{path}, line {number} cannot be read: '
+                            f'{error}') from error
+    return found
 
 
 def read_test(path: Path, metrics: Sequence[str]) -> Dict[str, Any]:
@@ -15,11 +43,11 @@ def read_test(path: Path, metrics: Sequence[str]) -> Dict[str, Any]:
         metrics: What it must hold.
 
     Raises:
-        UserError: There is no such file, or it lacks a metric.
+        UserError: There is no such file, it is damaged or lacks a metric.
     """
     if not path.is_file():
         raise UserError(f'{path}: no such file; tools/test.py --out writes it')
-    test = json.loads(path.read_text())
+    test = read_json(path)
     missing = set(metrics) - set(test.get('metrics', {}))
     if missing:
         raise UserError(f'{path} has no {sorted(missing)}: it is the '

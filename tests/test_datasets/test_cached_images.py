@@ -87,6 +87,34 @@ def test_changed_files_are_decoded_again(tmp_path: Path) -> None:
         LoadImageFromFile()(dict(img_path=again[1]['img_path']))['img'])
 
 
+@pytest.mark.parametrize('damage', ['shapes', 'shorter', 'pixels', 'gone'])
+def test_damaged_cache_is_made_again(damage: str, tmp_path: Path) -> None:
+    cache_images(samples_of(tmp_path), str(tmp_path))
+    pixels, = (tmp_path / 'cache').glob('*.bin')
+    index = pixels.with_suffix('.shapes')
+    if damage == 'gone':
+        pixels.unlink()
+    elif damage == 'pixels':
+        pixels.write_bytes(pixels.read_bytes()[:-1])
+    else:
+        left = dict(shapes=0, shorter=5)[damage]
+        index.write_bytes(index.read_bytes()[:left])
+    samples = samples_of(tmp_path)
+    cache_images(samples, str(tmp_path))
+    for sample in samples:
+        wanted = LoadImageFromFile()(dict(img_path=sample['img_path']))['img']
+        np.testing.assert_array_equal(LoadCachedImage()(sample)['img'], wanted)
+
+
+@pytest.mark.parametrize('content', [b'', b'no image'])
+def test_broken_image_is_named(content: bytes, tmp_path: Path) -> None:
+    samples = samples_of(tmp_path)
+    (tmp_path / '2.jpg').write_bytes(content)
+    with pytest.raises(ValueError, match='2.jpg'):
+        cache_images(samples, str(tmp_path))
+    assert not list((tmp_path / 'cache').iterdir())
+
+
 def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
     samples = samples_of(tmp_path)
 

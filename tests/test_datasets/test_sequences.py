@@ -119,6 +119,9 @@ def test_text_is_bytes_with_sorted_labels(tmp_path: Path) -> None:
     assert data.sizes.tolist() == [5, 2, 3]
     whole = TextClassificationDataset(str(tmp_path), max_length=None)
     assert len(whole[0]['tokens']) == whole.sizes[0] == 27
+    # What tools leave is no class.
+    (tmp_path / '.cache').mkdir()
+    assert TextClassificationDataset(str(tmp_path)).metainfo == data.metainfo
     chosen = TextClassificationDataset(str(tmp_path), classes=('b', 'a'))
     assert [chosen[i]['label'] for i in range(3)] == [0, 0, 1]
     assert bytes(chosen[2]['tokens'].tolist()).startswith(b'abc')

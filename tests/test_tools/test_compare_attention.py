@@ -272,6 +272,25 @@ def test_causal(quick):
         assert 'later tokens' in found['checks'][layer]
 
 
+def test_wrong_causal_layer_is_no_missing_form(quick, monkeypatch):
+    """And with nothing measured, there is no picture to fail on."""
+    monkeypatch.setattr(
+        measure, 'check_layer', lambda *args:
+        (_ for _ in ()).throw(AttributeError('broken')))
+    row, other = quick(
+        '--causal',
+        '--shapes',
+        '90',
+        '--layers',
+        'FullAttention1D',
+        'Fastformer',
+        name='attention_1d_causal_cpu')['rows']
+    assert (row['status'], row['reason']) == ('failed',
+                                              'AttributeError: broken')
+    assert other['status'] == 'skipped'
+    assert 'no causal form' in other['reason']
+
+
 def test_low_precision(quick):
     found = quick(
         '--dtype',
@@ -525,6 +544,11 @@ def test_equal_training(trained, tmp_path, monkeypatch, capsys):
     row, = trained('--layers', 'FMA')['rows']
     assert row['resumed'] and row['metrics'] == fma['metrics']
     assert len(seen) == 12
+    # A damaged result is named, and costs its row only.
+    result.write_text('{"param')
+    row, other = trained('--layers', 'FMA', 'WindowAttention')['rows']
+    assert row['status'] == 'failed' and str(result) in row['reason']
+    assert other == window
 
 
 def test_the_other_unit_is_named(tool, images):

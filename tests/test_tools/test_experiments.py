@@ -3,8 +3,10 @@
 # flake8: noqa: E402
 
 import json
+import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -350,6 +352,9 @@ def test_pack(suffix: str, scripts, small, tmp_path, monkeypatch) -> None:
     (data / 'cache/pixels.bin').write_bytes(b'decoded')
     work = tmp_path / 'work'
     write_json(work / 'run.json', {})
+    for step in (1, 2):
+        (work / f'epoch_{step}.pth').write_bytes(b'weights')
+    (work / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
     run = scripts.protocol.Run('cifar10/fma', 'cifar10', 'fma', small.cls)
     parts = scripts.archive.pack(tmp_path / f'a{suffix}', [run, run],
                                  [work, tmp_path / 'absent'], .25)
@@ -367,7 +372,7 @@ def test_pack(suffix: str, scripts, small, tmp_path, monkeypatch) -> None:
                 assert content == source.read_bytes()
     wanted = [
         p for p in [*data.rglob('*'), *work.rglob('*')]
-        if p.is_file() and 'cache' not in p.parts
+        if p.is_file() and 'cache' not in p.parts and p.stem != 'epoch_1'
     ]
     assert sorted(names) == sorted(p.as_posix()[1:] for p in wanted)
 
@@ -376,3 +381,73 @@ def test_pack_takes_tar_only(scripts, small, tmp_path) -> None:
     run = scripts.protocol.Run('cifar10/fma', 'cifar10', 'fma', small.cls)
     with pytest.raises(UserError, match=r'a\.zip: .* \.tar or \.tar\.xz'):
         scripts.archive.pack(tmp_path / 'a.zip', [run], [], 60)
+
+
+# ------------------------------------------------------------- what goes wrong
+@pytest.mark.parametrize('name', ['run.json', 'last_checkpoint'])
+def test_damaged_notes_cost_their_run_only(name, driver, scripts, monkeypatch,
+                                           capsys) -> None:
+    folder = driver.folder / 'cifar10/wrong/seed1'
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b'{"na' if name == 'run.json' else b'\xff')
+    done = []
+    finish = scripts.run.finish
+
+    def finish_wrong_only(run, *args):
+        done.append(run.name)
+        return finish(run, *args) if run.name == 'cifar10/wrong' else True
+
+    monkeypatch.setattr(scripts.run, 'finish', finish_wrong_only)
+    with pytest.raises(UserError, match='1 runs failed: cifar10/wrong/seed1'):
+        driver.main()
+    assert '2 of 3 runs are done' in capsys.readouterr().out
+    assert done == ['cifar10/wrong', 'cifar10/fma', 'camvid/fma-pretrained']
+
+
+def test_a_folder_is_for_one_process(scripts, tmp_path, monkeypatch) -> None:
+    pytest.importorskip('fcntl')
+    alone, ready = scripts.run.alone, tmp_path / 'ready'
+    with pytest.raises(UserError, match='another process'):
+        with alone(tmp_path / 'run'), alone(tmp_path / 'run'):
+            pass
+    with alone(tmp_path / 'run'):  # free again
+        # What is called holds it, too, even when the caller has gone.
+        code = ('import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch();'
+                'time.sleep(60)')
+        child = subprocess.Popen([sys.executable, '-c', code,
+                                  str(ready)],
+                                 close_fds=False)
+        while not ready.exists():
+            time.sleep(.01)
+    try:
+        with pytest.raises(UserError, match='another process'):
+            with alone(tmp_path / 'run'):
+                pass
+    finally:
+        child.kill()
+        child.wait()
+    with alone(tmp_path / 'run'):
+        pass
+
+
+def test_damaged_results_are_named(scripts, tmp_path) -> None:
+    path = tmp_path / 'lines.jsonl'
+    path.write_text('{"name": "a"}\n{"name\n')
+    with pytest.raises(UserError, match='lines.jsonl, line 2'):
+        scripts.collect.append(path, [dict(name='b')])
+    assert path.read_text().endswith('{"name\n')
+
+
+def test_an_interrupted_archive_is_not_there(scripts, small, tmp_path,
+                                             monkeypatch) -> None:
+    folder = tmp_path / 'run'
+    write_json(folder / 'run.json', dict())
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tarfile.TarFile, 'add', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        scripts.archive.pack(
+            tmp_path / 'out/x.tar', [], [folder], 60, data=False)
+    assert not list((tmp_path / 'out').iterdir())

@@ -249,7 +249,8 @@ def cost(ndim: int, args: argparse.Namespace) -> Path:
         cost_table([row for row in record['rows'] if row['mode'] == mode])
         for mode in modes)
     write_bytes(args.out / f'{name}.txt', (text + '\n').encode())
-    draw_cost(record['rows'], title(record), args.out / f'{name}.png')
+    if any(row['status'] == 'measured' for row in record['rows']):
+        draw_cost(record['rows'], title(record), args.out / f'{name}.png')
     return args.out / f'{name}.json'
 
 

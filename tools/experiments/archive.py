@@ -7,6 +7,7 @@ from typing import Iterator, List, Sequence, Tuple
 from fma_vision.datasets.cached_images import FOLDER as CACHE
 from fma_vision.engine import UserError
 from fma_vision.engine.config import datasets_of, load_config
+from fma_vision.utils.files import whole_file
 
 from protocol import Run  # isort: skip
 
@@ -35,11 +36,21 @@ def data_roots(runs: Sequence[Run]) -> List[Path]:
     return roots
 
 
+def outdated(path: Path) -> bool:
+    """Whether a file is a checkpoint with a later one beside it."""
+    note = path.with_name('last_checkpoint')
+    if path.suffix != '.pth' or not note.is_file():
+        return False
+    last = path.with_name(Path(note.read_text(errors='replace').strip()).name)
+    return last.is_file() and last != path
+
+
 def files_of(roots: Sequence[Path],
              folders: Sequence[Path]) -> Iterator[Tuple[Path, str]]:
     """Files to pack and their names in the archive.
 
     Decoded images are left out: they are large, and made again in seconds.
+    So are checkpoints from which no training goes on.
     """
     for root in roots:
         for path in sorted(root.rglob('*')):
@@ -47,7 +58,7 @@ def files_of(roots: Sequence[Path],
                 yield path, path.as_posix()
     for folder in folders:
         for path in sorted(folder.rglob('*')):
-            if path.is_file():
+            if path.is_file() and not outdated(path):
                 yield path, path.as_posix()
 
 
@@ -93,8 +104,7 @@ def pack(target: Path,
     while pending is not None:
         number = f'-{len(written) + 1}' if written else ''
         path = target.with_name(f'{stem}{number}{suffix}')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, 'wb') as out, tarfile.open(
+        with whole_file(path) as out, tarfile.open(
                 fileobj=out, mode=mode, format=tarfile.PAX_FORMAT) as archive:
             first = True
             while pending is not None:

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Tuple
 from fma_vision.engine import UserError
 from fma_vision.utils.configs import input_shape, load_model_config, measure
 from fma_vision.utils.files import write_bytes
-from fma_vision.utils.results import read_log
+from fma_vision.utils.results import read_json, read_lines, read_log
 
 import curves  # isort: skip
 from protocol import TASKS  # isort: skip
@@ -21,18 +21,6 @@ PICTURES = ROOT / 'docs/assets'
 METRICS = {'accuracy/top1': 'top1', 'mIoU': 'mIoU', 'bpc': 'bpc'}
 # One line for each; a run made again takes the place of its former line.
 IDENTITY = ('protocol', 'name', 'seed', 'scale')
-
-
-def _read(path: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        UserError: It is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def _machine(environment: Dict[str, Any]) -> Dict[str, Any]:
@@ -83,7 +71,8 @@ def run_line(folder: Path) -> Dict[str, Any]:
     Raises:
         UserError: Something is missing or damaged.
     """
-    note, test = _read(folder / 'run.json'), _read(folder / 'test.json')
+    note, test = (
+        read_json(folder / name) for name in ('run.json', 'test.json'))
     lines, config = read_log(folder)
     cfg = load_model_config(str(config))
     metric = next((m for m in METRICS if m in test.get('metrics', {})), None)
@@ -123,7 +112,7 @@ def resolution_lines(folder: Path) -> List[Dict[str, Any]]:
     path = folder / 'resolution.json'
     if not path.is_file():
         return []
-    note, found = _read(folder / 'run.json'), _read(path)
+    note, found = read_json(folder / 'run.json'), read_json(path)
     return [
         dict(**_identity(note), **row, **_machine(found['environment']))
         for row in found['rows']
@@ -152,12 +141,13 @@ def append(path: Path, lines: List[Dict[str, Any]]) -> int:
 
     Returns:
         int: How many lines are new or other than before.
+
+    Raises:
+        UserError: A line of the file is damaged.
     """
-    known = {}
+    known: Dict[Tuple, Dict[str, Any]] = {}
     if path.is_file():
-        for text in path.read_text().splitlines():
-            line = json.loads(text)
-            known[key_of(line)] = line
+        known = {key_of(line): line for line in read_lines(path)}
     changed = sum(known.get(key_of(line)) != line for line in lines)
     known.update((key_of(line), line) for line in lines)
     if changed:

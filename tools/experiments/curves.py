@@ -1,12 +1,12 @@
 """Curves of trainings: kept as JSON, drawn as PNG."""
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 import matplotlib
 
 from fma_vision.utils.files import write_json
+from fma_vision.utils.results import read_json
 
 matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402
@@ -57,7 +57,7 @@ def update(folder: Path, pictures: Path,
     """
     for (protocol, dataset), found in curves.items():
         path = folder / f'{protocol}_{dataset}.json'
-        kept = json.loads(path.read_text()) if path.is_file() else {}
+        kept = read_json(path) if path.is_file() else {}
         kept.update(found)
         write_json(path, kept)
         draw(kept, pictures / f'experiments_{protocol}_{dataset}.png')

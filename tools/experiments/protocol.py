@@ -76,7 +76,9 @@ class Run:
 # that are then reported on, would flatter.
 LAST_ONLY = {
     'default_hooks.checkpoint.save_best': None,
-    'default_hooks.checkpoint.max_keep_ckpts': 1,
+    # The host drops the oldest before it writes the next: with one alone, a
+    # run that is killed in between would have to begin again.
+    'default_hooks.checkpoint.max_keep_ckpts': 2,
 }
 
 

@@ -17,12 +17,14 @@ import argparse
 import fnmatch
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 if __name__ == '__main__':  # so that a checkout works without installing it
     _ROOT = Path(__file__).resolve().parents[2]
@@ -30,9 +32,15 @@ if __name__ == '__main__':  # so that a checkout works without installing it
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 from fma_vision.engine import UserError, read_checkpoint, run_tool
 from fma_vision.utils.environment import git_commit
 from fma_vision.utils.files import whole_file, write_json
+from fma_vision.utils.results import read_json
 
 import archive  # isort: skip
 import collect  # isort: skip
@@ -137,7 +145,8 @@ class Workplace:
         if not note.is_file():
             return None
         # The note names the place on the machine that wrote it.
-        path = note.parent / Path(note.read_text().strip()).name
+        text = note.read_text(errors='replace')
+        path = note.parent / Path(text.strip()).name
         return path if path.is_file() else None
 
     def trained(self, run: Run) -> bool:
@@ -252,7 +261,13 @@ def has_ended(run: Run, place: Workplace) -> bool:
 
 
 def slim(path: Path) -> None:
-    """Drop what only a resumed training needs, two thirds of the file."""
+    """Drop what only a resumed training needs, two thirds of the file.
+
+    Older checkpoints beside it go, too.
+    """
+    for other in path.parent.glob('*.pth'):
+        if other != path:
+            other.unlink()
     content = read_checkpoint(str(path))
     kept = {key: content[key] for key in ('meta', 'state_dict')}
     with whole_file(path) as file:
@@ -268,12 +283,12 @@ def claim(run: Run, place: Workplace) -> None:
     """Write down what the folder is of, or see that it is of this run.
 
     Raises:
-        UserError: Something else was trained there.
+        UserError: Something else was trained there, or the note is damaged.
     """
     path = place.folder(run) / 'run.json'
     note = note_of(run, place)
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = read_json(path)
         changed = sorted(k for k in note if note[k] != before.get(k))
         # Only looked at after the training.
         if [key for key in changed if key != 'scales']:
@@ -283,6 +298,27 @@ def claim(run: Run, place: Workplace) -> None:
     else:
         note['commit'] = git_commit()
     write_json(path, note)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from a work folder.
+
+    The commands called meanwhile hold on to the lock as well, so that a
+    training that outlives this process is not joined by a second one.
+
+    Raises:
+        UserError: Another process is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / 'lock', 'w') as file:
+        if fcntl is not None:
+            os.set_inheritable(file.fileno(), True)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError('another process works on it')
+        yield
 
 
 def finish(run: Run, place: Workplace, args: argparse.Namespace,
@@ -300,8 +336,9 @@ def finish(run: Run, place: Workplace, args: argparse.Namespace,
         call(train_command(run, place, args.device, minutes))
         if not has_ended(run, place):
             return False
-        slim(place.checkpoint(run))
+        # In this order: a training cannot go on from a slim checkpoint.
         (place.folder(run) / 'trained').touch()
+        slim(place.checkpoint(run))
     for command in test_commands(run, place, args.device):
         call(command)
     return True
@@ -313,7 +350,8 @@ def call(command: List[str]) -> None:
     Raises:
         UserError: It failed.
     """
-    code = subprocess.run(command, cwd=ROOT).returncode
+    # For the lock of the work folder; Python opens other files for itself.
+    code = subprocess.run(command, cwd=ROOT, close_fds=False).returncode
     if code:
         raise UserError(f'{command[1]} ended with status {code}')
 
@@ -338,8 +376,9 @@ def run_all(runs: List[Run], place: Workplace,
                 break
         print(f'== {run.key} ({place.state(run)})', flush=True)
         try:
-            done += finish(run, place, args, left)
-        except (UserError, OSError) as error:
+            with alone(place.folder(run)):
+                done += finish(run, place, args, left)
+        except Exception as error:  # whatever a damaged folder makes of it
             print(f'== {run.key} failed: {error}', flush=True)
             failed.append(f'{run.key}: {error}')
     print(f'{done} of {len(runs)} runs are done')
@@ -402,4 +441,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == '__main__':
+    # Ends the command that is running, too, as an interrupt does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('terminated'))
     run_tool(main)

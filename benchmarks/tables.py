@@ -642,7 +642,7 @@ def where_run(environment: dict) -> str:
 
 def short(count: Optional[float]) -> str:
     """Three digits and a unit."""
-    for size, unit in ((1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
+    for size, unit in ((1e12, ' T'), (1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
         if count and count >= size:
             return f'{count / size:.3g}{unit}'
     return number(count)

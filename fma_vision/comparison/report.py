@@ -17,7 +17,7 @@ def short(count: Optional[float], digits: int = 3) -> str:
     """A count with a unit, such as ``4.5 G``; a dash for None."""
     if count is None:
         return '-'
-    for size, unit in ((1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
+    for size, unit in ((1e12, ' T'), (1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
         if count >= size:
             return f'{count / size:.{digits}g}{unit}'
     return f'{count:.{digits}g}'

@@ -531,7 +531,9 @@ def approximation_rows(rows: List[dict]) -> str:
     ], [[
         f'{r["family"]}, {r["name"]}', f'{r["real"]["mean"]:.3f}',
         f'{r["real"]["worst"]:.3f}', f'{r["real"]["cosine"]:.3f}',
-        f'{r["needle"]["mean"]:.3f}', f'{r["needle"]["recovered"]:.2f}',
+        f'{r["needle"]["mean"]:.3f}',
+        # No minus before a zero.
+        f'{round(r["needle"]["recovered"], 2) + 0.:.2f}',
         number(r['seconds']['median'] * 1e3 if 'seconds' in r else None),
         number(r['peak_bytes'] / 2**20 if 'peak_bytes' in r else None)
     ] for r in rows])
@@ -569,7 +571,8 @@ def approximation_setting(found: dict) -> str:
         f'iterations, on a text that it codes at '
         f'{setting["report"]["bpc"]:.2f} bits per character. Errors are '
         'Frobenius norms relative to softmax attention in float64, means '
-        f'over the heads; times are of the attention alone. {packages}.')
+        f'over the heads; times are of the attention alone, taken in turns: '
+        f'read them as ratios. {packages}.')
 
 
 def approximation() -> Optional[str]:

@@ -525,18 +525,25 @@ def shipped_language_model() -> Optional[str]:
 
 def approximation_rows(rows: List[dict]) -> str:
     """Errors, times and memory of attentions, as a table."""
-    return table([
-        'method', 'error', 'worst head', 'cosine', 'needle error',
-        'needle found', 'ms', 'peak MiB'
-    ], [[
-        f'{r["family"]}, {r["name"]}', f'{r["real"]["mean"]:.3f}',
-        f'{r["real"]["worst"]:.3f}', f'{r["real"]["cosine"]:.3f}',
-        f'{r["needle"]["mean"]:.3f}',
-        # No minus before a zero.
-        f'{round(r["needle"]["recovered"], 2) + 0.:.2f}',
-        number(r['seconds']['median'] * 1e3 if 'seconds' in r else None),
-        number(r['peak_bytes'] / 2**20 if 'peak_bytes' in r else None)
-    ] for r in rows])
+    return table(
+        [
+            'method', 'error', 'worst head', 'cosine', 'needle error',
+            'needle found', 'ms', 'peak MiB'
+        ],
+        [
+            [
+                f'{r["family"]}, {r["name"]}',
+                f'{r["real"]["mean"]:.3f}',
+                f'{r["real"]["worst"]:.3f}',
+                f'{r["real"]["cosine"]:.3f}',
+                f'{r["needle"]["mean"]:.3f}',
+                # No minus before a zero.
+                f'{round(r["needle"]["recovered"], 2) + 0.:.2f}',
+                number(r['seconds']['median'] *
+                       1e3 if 'seconds' in r else None),
+                number(r['peak_bytes'] / 2**20 if 'peak_bytes' in r else None)
+            ] for r in rows
+        ])
 
 
 def approximation_verdict(mode: str, found: Optional[dict]) -> str:

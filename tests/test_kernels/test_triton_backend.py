@@ -579,8 +579,8 @@ def test_opcheck(case) -> None:
     seed = torch.tensor(3, device=DEVICE) if p else None
     # Static shapes are promised; a new shape recompiles.
     torch.library.opcheck(
-        attention, (q, k, v, *pooled, mask, seed, cell_size, h.num_levels, 1,
-                    causal, True, 0.5, p, 'triton'),
+        attention, (q, k, v, *pooled, mask, seed, None, None, cell_size,
+                    h.num_levels, 1, causal, True, 0.5, p, 'triton'),
         test_utils=('test_schema', 'test_autograd_registration',
                     'test_faketensor', 'test_aot_dispatch_static'),
         rtol=1e-4,

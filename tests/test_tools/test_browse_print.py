@@ -67,7 +67,7 @@ def test_training_pipeline(tool, tmp_path) -> None:
     assert len(files) == 3
     for file in files:
         height, width, _ = np.array(Image.open(file)).shape
-        assert height <= 256 and width <= 512
+        assert height <= 360 and width <= 2 * 480
 
 
 def test_classification(tool, tmp_path) -> None:

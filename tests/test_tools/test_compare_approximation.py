@@ -473,14 +473,21 @@ def test_refuses(tool, files, tmp_path, capsys):
         tool.main([*files, '--checkpoint', str(tmp_path / 'none.pth')])
 
 
-def row_of(family, name, seconds, error, choice=None, reference=False):
+def row_of(family,
+           name,
+           seconds,
+           error,
+           choice=None,
+           reference=False,
+           **settings):
     return dict(
         family=family,
         name=name,
         seconds=dict(median=seconds),
         reference=reference,
         real=dict(mean=error),
-        choice=dict(mean=error if choice is None else choice))
+        choice=dict(mean=error if choice is None else choice),
+        settings=settings)
 
 
 def test_verdict(tool):
@@ -495,6 +502,7 @@ def test_verdict(tool):
         row_of('FMA', 'cheap', 1., .3, choice=.3),
         row_of('FMA', 'fit', 3., .19, choice=.21),
         row_of('FMA', 'lucky', 2., .1, choice=.4),
+        row_of('FMA', 'no layer', 2., .02, choice=.02, spread=True),
         row_of('FMA', 'dear', 4., .01, choice=.01)
     ]
     found = tool.verdict(others + forms)
@@ -505,4 +513,4 @@ def test_verdict(tool):
     assert found['nearest_other'] == 'A, slow' and found['reached']
     forms[1]['real']['mean'] = .25
     assert not tool.verdict(others + forms)['reached']
-    assert tool.verdict(others + forms[3:])['chosen'] is None
+    assert tool.verdict(others + forms[4:])['chosen'] is None

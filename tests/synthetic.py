@@ -222,11 +222,12 @@ def write_sequences(root: Path) -> Path:
         Path: ``root``.
     """
     from fma_vision.datasets.classification import CIFAR10_CLASSES
-    (root / 'listops').mkdir(parents=True)
     lines = ''.join(f'{text}\t{value}\n' for text, value in LISTOPS * 2)
     for split in ('train', 'val', 'test'):
-        (root / 'listops' / f'{split}.tsv').write_text('Source\tTarget\n' +
-                                                       lines)
+        for name in ('listops', 'listops-200'):
+            path = root / name / f'{split}.tsv'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('Source\tTarget\n' + lines)
         for label in ('neg', 'pos'):
             for i in range(3):
                 path = root / 'aclImdb' / split / label / f'{i}.txt'

@@ -280,9 +280,8 @@ def verdict(rows: List[Dict[str, Any]]) -> Dict[str, Any]:
         fastest[row['family']] = min(known, seconds(row))
     budget = statistics.median(fastest.values())
     forms = [
-        row for row in rows
-        if row['family'] == fma_forms.FAMILY and seconds(row) <= budget
-        and not row['settings'].get('spread')
+        row for row in rows if row['family'] == fma_forms.FAMILY
+        and seconds(row) <= budget and not row['settings'].get('spread')
     ]
     nearest = min(others, key=lambda row: row['real']['mean'])
     found = dict(

@@ -24,6 +24,7 @@ ATTENTIONS = {
     'mano': 'mano',
     'fmmformer': 'fmmformer',
 }
+# For --protocol full.
 CONFIGS = {
     'tiny_imagenet100':
     'configs/tiny_imagenet100/{}-nano_1xb128-60e_tiny-in100-64px.py',
@@ -33,6 +34,17 @@ CONFIGS = {
     'configs/camvid/{}-nano_fpn_1xb8-8k_camvid-360x480.py',
     'dubai_aerial':
     'configs/dubai_aerial/{}-nano_fpn_1xb8-4k_dubai-aerial-512x512.py',
+}
+# For --protocol reduced: minutes a run on one CPU core.
+REDUCED_CONFIGS = {
+    'tiny_imagenet100':
+    'configs/tiny_imagenet100/{}-nano-p4_1xb64-1k_tiny-in100-64px.py',
+    'cifar10':
+    'configs/cifar10/{}-nano-p2_1xb64-300_cifar10-32px.py',
+    'camvid':
+    'configs/camvid/{}-nano_fpn_1xb4-400_camvid-240x320.py',
+    'dubai_aerial':
+    'configs/dubai_aerial/{}-nano_fpn_1xb4-200_dubai-aerial-256x256.py',
 }
 # The comparisons that the README leads with are of these four.
 HEADLINE = ('fma', 'fma_linear', 'window', 'full')
@@ -239,62 +251,73 @@ def full() -> List[Run]:
 
 # -- reduced: a CPU, minutes a run -------------------------------------------
 
-
-def by_iterations(iterations: int, warmup: int) -> Dict[str, Any]:
-    """Options that let a config counted in epochs count iterations."""
-    return {
-        'train_cfg._delete_': True,
-        'train_cfg.type': 'IterBasedTrainLoop',
-        'train_cfg.max_iters': iterations,
-        'param_scheduler.0.by_epoch': False,
-        'param_scheduler.0.convert_to_iter_based': False,
-        'param_scheduler.0.end': warmup,
-        'param_scheduler.1.by_epoch': False,
-        'param_scheduler.1.convert_to_iter_based': False,
-        'param_scheduler.1.begin': warmup,
-        'log_processor.by_epoch': False,
-        'default_hooks.logger.interval': 10,
-        'default_hooks.logger.log_metric_by_epoch': False,
-        'default_hooks.checkpoint.by_epoch': False,
-        'default_hooks.checkpoint.interval': max(iterations // 5, 1),
-    }
+_REDUCED = dict(
+    amp=True,
+    train_options={
+        **LAST_ONLY, 'optim_wrapper.dtype': 'bfloat16'
+    })
+# A third of the config's 3,000 steps.
+_REDUCED_BOOKS = {**LAST_ONLY, 'train_cfg.max_iters': 1000}
+# What the map of 16 x 16 tokens of the reduced CIFAR-10 can tell.
+_REDUCED_ABLATIONS = ('cell-2', 'cell-8', 'rank-4', 'levels-1', 'mass-off',
+                      'summaries-grouped_conv', 'summaries-hierarchical',
+                      'position-none', 'position-rotary', 'position-relative')
 
 
-# Batches of 32, 300 of them, no mixing of images: a fifth of an epoch. It
-# shows that every part works and which layers learn fast, no more.
-_REDUCED = {
-    **LAST_ONLY,
-    **by_iterations(iterations=300, warmup=30),
-    # The test that comes after is enough.
-    'val_cfg':
-    None,
-    'val_dataloader':
-    None,
-    'val_evaluator':
-    None,
-    'train_dataloader.batch_size':
-    32,
-    'train_dataloader.num_workers':
-    0,
-    'train_dataloader.persistent_workers':
-    False,
-    'model.train_cfg':
-    None,
-}
-_REDUCED_TEST = {
-    'test_dataloader.num_workers': 0,
-    'test_dataloader.persistent_workers': False,
-}
+def _reduced_twin(dataset: str, attention: str, what: str = '',
+                  **changes: Any) -> Run:
+    return Run(
+        f'{dataset}/{attention}{what}', dataset, attention,
+        REDUCED_CONFIGS[dataset].format(ATTENTIONS[attention]), **_REDUCED,
+        **changes)
 
 
 def reduced() -> List[Run]:
-    """Every attention layer on CIFAR-10 at 32 x 32 tokens, one seed."""
-    return [
-        twin(
-            'cifar10',
+    """Every attention layer on every set, in minutes a run."""
+    runs = [
+        _reduced_twin(dataset, attention)
+        for dataset in ('tiny_imagenet100', 'cifar10')
+        for attention in ATTENTIONS
+    ]
+    runs += [
+        _reduced_twin(
+            dataset,
             attention,
-            options=_REDUCED_TEST,
-            train_options=_REDUCED) for attention in ATTENTIONS
+            '-pretrained',
+            start=f'tiny_imagenet100/{attention}',
+            scales=(1, 2, 4)
+            if dataset == 'camvid' and attention in ('fma', 'window') else ())
+        for dataset in ('camvid', 'dubai_aerial') for attention in ATTENTIONS
+    ]
+    runs += [
+        _reduced_twin('camvid', attention) for attention in ('fma', 'window')
+    ]
+    nano = 'configs/lm/{}-lm-nano_1xb2-3k_books-1k.py'
+    runs += [
+        Run(f'books/{attention}-1k',
+            'books',
+            attention,
+            nano.format(attention),
+            train_options=_REDUCED_BOOKS)
+        for attention in ('fma', 'full', 'fmmformer')
+    ]
+    runs.append(
+        Run('books/fma-avg-1k',
+            'books',
+            'fma',
+            nano.format('fma'),
+            options={'model.net.attn.summaries': 'avg'},
+            train_options=_REDUCED_BOOKS))
+    runs += [
+        replace(
+            _reduced_twin('cifar10', 'fma', options=ABLATIONS[name]),
+            name=f'ablations/{name}') for name in _REDUCED_ABLATIONS
+    ]
+    several = ('tiny_imagenet100/fma', 'tiny_imagenet100/window',
+               'camvid/fma-pretrained', 'camvid/window-pretrained')
+    return runs + [
+        replace(run, seed=seed, scales=()) for seed in (1, 2)
+        for run in runs if run.name in several
     ]
 
 

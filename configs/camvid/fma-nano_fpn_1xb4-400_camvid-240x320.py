@@ -1,0 +1,38 @@
+# Minutes on one CPU core: crops of 240 x 320, 1,600 of them.
+_base_ = './fma-nano_fpn_1xb8-8k_camvid-360x480.py'
+
+crop_size = (240, 320)
+model = dict(data_preprocessor=dict(size=crop_size))
+
+train_pipeline = [
+    dict(type='fma_vision.LoadCachedImage'),
+    dict(type='LoadAnnotations'),
+    dict(
+        type='RandomResize',
+        scale=(480, 360),
+        ratio_range=(0.75, 1.5),
+        keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs')
+]
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+test_dataloader = dict(num_workers=0, persistent_workers=False)
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=30),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min_ratio=0.01,
+        by_epoch=False,
+        begin=30)
+]
+train_cfg = dict(max_iters=400, val_interval=200)
+default_hooks = dict(
+    logger=dict(interval=10), checkpoint=dict(interval=200))

@@ -286,12 +286,20 @@ def reduced() -> List[Run]:
             '-pretrained',
             start=f'tiny_imagenet100/{attention}',
             scales=(1, 2, 4)
-            if dataset == 'camvid' and attention in ('fma', 'window') else ())
+            if (dataset, attention) == ('camvid', 'window') else ())
         for dataset in ('camvid', 'dubai_aerial') for attention in ATTENTIONS
     ]
     runs += [
         _reduced_twin('camvid', attention) for attention in ('fma', 'window')
     ]
+    runs.append(
+        _reduced_twin(
+            'camvid',
+            'fma',
+            '-hierarchical-pretrained',
+            options=_HIERARCHICAL,
+            start='tiny_imagenet100/fma',
+            scales=(1, 2, 4)))
     nano = 'configs/lm/{}-lm-nano_1xb2-3k_books-1k.py'
     runs += [
         Run(f'books/{attention}-1k',

@@ -1,13 +1,15 @@
 """Tables of the experiments, and the results in the metafiles.
 
 Read from ``experiments.jsonl``, ``resolution.jsonl`` and
-``ablations/*.jsonl``, which `tools/experiments/run.py collect` writes.
+``ablations/*.jsonl``, which `tools/experiments/run.py collect` writes, and
+``zoo/*.json``, the tests of shipped weights.
 """
 import json
+import os
 import re
 from math import sqrt
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from markdown_table import table
 
@@ -42,8 +44,8 @@ PROTOCOLS = {
     'full':
     'Full protocol',
     'reduced':
-    '**Reduced protocol**: minutes on a CPU, far from converged, so that '
-    'these numbers rank nothing but early learning',
+    '**Reduced protocol**: minutes a run on one CPU core, far from '
+    'converged, so that these numbers rank nothing but early learning',
 }
 NOT_YET = 'not measured yet'
 
@@ -143,27 +145,34 @@ def comparison(results: Path, dataset: str) -> Optional[str]:
 
 def ablations(results: Path) -> Optional[str]:
     """What FMA does when one thing is changed."""
-    lines = read_lines(results / 'ablations/cifar10.jsonl')
-    if not lines:
-        return None
+    changed = read_lines(results / 'ablations/cifar10.jsonl')
     # The unchanged layer, trained in the same way.
-    base = [
+    unchanged = [
         line for line in read_lines(results / 'experiments.jsonl')
-        if line['name'] == 'cifar10/fma' and line['protocol'] == 'full'
+        if line['name'] == 'cifar10/fma'
     ]
-    rows = [[
-        f'`{group[0]["name"].partition("/")[2]}`'
-        if group[0] not in base else 'unchanged',
-        f'{group[0]["parameters"] / 1e6:.2f}', f'{group[0]["macs"] / 1e9:.3f}',
-        spread([line['value'] for line in group]),
-        str(len(group))
-    ] for group in groups(base + lines)]
-    return (
-        'FMA on CIFAR-10 (cell 4, rank 1, averages, mass, conditional '
-        'positions) with one thing changed:\n\n' +
-        table(['change', 'params, M', 'GMACs', 'top-1, %', 'seeds'], rows) +
-        f'\n\n{places(lines)}; `python '
-        'tools/experiments/run.py --only \'ablations/*\'`')
+    parts = []
+    for protocol, title in PROTOCOLS.items():
+        base, lines = ([
+            line for line in found if line['protocol'] == protocol
+        ] for found in (unchanged, changed))
+        if not lines:
+            continue
+        rows = [[
+            f'`{group[0]["name"].partition("/")[2]}`' if group[0] not in base
+            else 'unchanged', f'{group[0]["parameters"] / 1e6:.2f}',
+            f'{group[0]["macs"] / 1e9:.3f}',
+            spread([line['value'] for line in group]),
+            str(len(group))
+        ] for group in groups(base + lines)]
+        parts.append(
+            'FMA on CIFAR-10 (cell 4, rank 1, averages, mass, conditional '
+            f'positions) with one thing changed. {title}:\n\n' + table(
+                ['change', 'params, M', 'GMACs', 'top-1, %', 'seeds'], rows) +
+            f'\n\n{places(lines)}; `python '
+            f'tools/experiments/run.py --protocol {protocol} '
+            '--only \'ablations/*\'`')
+    return '\n\n'.join(parts) or None
 
 
 def resolutions(results: Path) -> Optional[str]:
@@ -191,13 +200,58 @@ def resolutions(results: Path) -> Optional[str]:
 
 
 def scores(results: Path) -> Dict[str, List[Dict[str, Any]]]:
-    """Lines by config: the full protocol, nothing changed."""
+    """Lines by config: trained from scratch, nothing changed."""
     found: Dict[str, List[Dict[str, Any]]] = {}
     for line in read_lines(results / 'experiments.jsonl'):
-        if line['protocol'] == 'full' and not line['options'] and \
-                line['start'] is None:
+        if not line['options'] and line['start'] is None:
             found.setdefault(line['config'], []).append(line)
     return found
+
+
+def shipped(results: Path) -> Dict[str, Dict[str, Any]]:
+    """Tests of the shipped weights, by config.
+
+    They are what ``tools/test.py CONFIG WEIGHTS --out`` writes to the folder
+    ``zoo`` of the results.
+    """
+    found = {}
+    for path in sorted((results / 'zoo').glob('*.json')):
+        try:
+            test = json.loads(path.read_text())
+            found[test['config']] = test
+        except (ValueError, KeyError) as error:
+            raise SystemExit(f'{path} cannot be read: {error}')
+    return found
+
+
+def _score(test: Dict[str, Any]) -> Tuple[str, float]:
+    """The metric of a test by its name in METRICS, and its value."""
+    name, value = next((key.rpartition('/')[2], value)
+                       for key, value in test['metrics'].items()
+                       if key.rpartition('/')[2] in METRICS)
+    return name, value
+
+
+def zoo(results: Path) -> Optional[str]:
+    """The shipped weights and what they score."""
+    tests = shipped(results)
+    if not tests:
+        return None
+    rows = []
+    for config, test in tests.items():
+        metric, value = _score(test)
+        dataset = Path(config).parent.name
+        rows.append([
+            f'`{test["checkpoint"]}`', DATASETS[dataset], METRICS[metric][0],
+            f'{value:.2f}'
+        ])
+    first = next(iter(tests.values()))
+    return (
+        'Weights of the reduced protocol (minutes on one CPU core), '
+        'float16:\n\n' + table(['weights', 'set', 'metric', 'score'], rows) +
+        '\n\nTo test the first again, with its set under `data/`:\n\n```bash\n'
+        f'python tools/test.py {first["config"]} \\\n    '
+        f'{first["checkpoint"]}\n```')
 
 
 def _entries(text: str) -> List[str]:
@@ -211,7 +265,7 @@ def _field(entry: str, name: str) -> str:
 
 def models(results: Path, folder: str) -> str:
     """A family's models: sizes from its metafile, scores from the runs."""
-    known = scores(results)
+    known, weights = scores(results), shipped(results)
     text = (ROOT / 'configs' / folder / 'metafile.yml').read_text()
     rows = []
     for entry in _entries(text)[1:]:
@@ -223,38 +277,56 @@ def models(results: Path, folder: str) -> str:
             f'[{name}]({name}.py)', attention,
             f'{int(_field(entry, "Parameters")) / 1e6:.2f} M',
             f'{int(_field(entry, "FLOPs")) / 1e9:.3f} G',
-            spread([line['value'] for line in lines]) if lines else NOT_YET
+            spread([line['value'] for line in lines]) if lines else NOT_YET,
+            _link(weights[config], folder) if config in weights else '–'
         ])
-    segments = 'Head' in text
-    head = ['Config', 'Attention', 'Parameters', 'MACs']
-    return table([*head, 'mIoU' if segments else 'Top-1'], rows)
+    metric = 'mIoU' if 'Head' in text else 'Top-1'
+    return table([
+        'Config', 'Attention', 'Parameters', 'MACs', f'{metric}, from scratch',
+        f'Weights, their {metric}'
+    ], rows)
+
+
+def _link(test: Dict[str, Any], folder: str) -> str:
+    """A link from the page of a folder to weights, and their score."""
+    target = os.path.relpath(test['checkpoint'], f'configs/{folder}')
+    return f'[model]({target}), {_score(test)[1]:.2f}'
 
 
 def fill_metafile(text: str, results: Path) -> str:
-    """A metafile with the results of its models, and no others.
+    """A metafile with the results and weights of its models, and no others.
 
     Args:
         text: The metafile.
         results: The folder of results.
 
     Returns:
-        The metafile with a block ``Results`` for each measured model: the
-        mean over the seeds of the full protocol.
+        The metafile with ``Weights`` for each model that has some and
+        ``Results`` for each measured one: of its weights where there are
+        any, else the mean over the seeds, trained from scratch.
     """
-    known = scores(results)
+    known, tests = scores(results), shipped(results)
     head, *entries = _entries(text)
     for i, entry in enumerate(entries):
         # A block ends where a line is indented as little as its first.
         entry = re.sub(r'(?m)^    Results:\n(?:      .*\n)+', '', entry)
-        lines = known.get(_field(entry, 'Config'), [])
-        if lines:
-            _, task, metric = METRICS[lines[0]['metric']]
-            mean = sum(line['value'] for line in lines) / len(lines)
+        entry = re.sub(r'(?m)^    Weights: .*\n', '', entry)
+        config = _field(entry, 'Config')
+        values = [line['value'] for line in known.get(config, [])]
+        if config in tests:
+            metric, value = _score(tests[config])
+            values = [value]
+            entry = (f'{entry.rstrip()}\n'
+                     f'    Weights: {tests[config]["checkpoint"]}\n')
+        elif values:
+            metric = known[config][0]['metric']
+        if values:
+            _, task, title = METRICS[metric]
             entry = (f'{entry.rstrip()}\n'
                      '    Results:\n'
                      f'      - Task: {task}\n'
-                     f'        Dataset: {DATASETS[lines[0]["dataset"]]}\n'
+                     f'        Dataset: {DATASETS[Path(config).parent.name]}\n'
                      '        Metrics:\n'
-                     f'          {metric}: {mean:.2f}\n')
+                     f'          {title}: {sum(values) / len(values):.2f}\n')
         entries[i] = entry
     return head + ''.join(entries)

@@ -818,6 +818,7 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'attention layers': attention_short,
     'attention layers, details': attention_details,
     'attention layers, accuracy': attention_accuracy,
+    'zoo': lambda: experiments.zoo(RESULTS),
     'ablations': lambda: experiments.ablations(RESULTS),
     'resolutions': lambda: experiments.resolutions(RESULTS),
     **{

@@ -91,7 +91,7 @@ def test_nothing_measured_leaves_places_empty(tables) -> None:
     for name in ('experiments, cifar10', 'ablations', 'resolutions'):
         assert tables.TABLES[name]() is None
     text = tables.TABLES['models, cifar10']()
-    assert text.count('| not measured yet |') == 6
+    assert text.count('| not measured yet | – |') == 12
 
 
 def test_comparison(tables, tmp_path) -> None:
@@ -125,54 +125,112 @@ def test_comparison(tables, tmp_path) -> None:
     assert '| FMA (pretrained) |' in tables.TABLES['experiments, camvid']()
 
 
+def filled_models(tables, text: str, results: Path) -> dict:
+    """The models of a metafile after filling it, by config."""
+    filled = tables.experiments.fill_metafile(text, results)
+    assert tables.experiments.fill_metafile(filled, results) == filled
+    return {m['Config']: m for m in yaml.safe_load(filled)['Models']}
+
+
 def test_models_and_metafile(tables, tmp_path) -> None:
-    """Only the full protocol, unchanged; written once, taken out again."""
-    path = ROOT / 'configs/cifar10/metafile.yml'
-    text = path.read_text()
+    """Only from scratch, unchanged; written once, taken out again."""
+    text = (ROOT / 'configs/cifar10/metafile.yml').read_text()
     lines = [
         LINE,
         dict(LINE, seed=1, value=92.),
-        dict(LINE, protocol='reduced', value=1.),
         dict(LINE, name='cifar10/x', options={'model.a': 1}, value=2.),
         dict(LINE, name='cifar10/y', start='z', value=3.)
     ]
     write(tmp_path / 'experiments.jsonl', *lines)
-    filled = tables.experiments.fill_metafile(text, tmp_path)
-    assert tables.experiments.fill_metafile(filled, tmp_path) == filled
-    models = yaml.safe_load(filled)['Models']
-    results = {m['Config']: m['Results'] for m in models if 'Results' in m}
+    models = filled_models(tables, text, tmp_path)
     wanted = dict(
         Task='Image Classification',
         Dataset='CIFAR-10',
         Metrics={'Top 1 Accuracy': 91.5})
-    assert results == {CONFIG: [wanted]}
-    assert '| 91.50 ± 0.71 |' in tables.TABLES['models, cifar10']()
+    found = {c: m['Results'] for c, m in models.items() if 'Results' in m}
+    assert found == {CONFIG: [wanted]}
+    assert not any('Weights' in model for model in models.values())
+    assert '| 91.50 ± 0.71 | – |' in tables.TABLES['models, cifar10']()
     # Without results the file is what it was.
-    empty = tables.experiments.fill_metafile(filled, tmp_path / 'none')
-    assert empty == tables.experiments.fill_metafile(text, tmp_path / 'none')
-    # A weights line and the order of models outlive the change.
-    marked = text.replace(
-        '      FLOPs: 164357376\n',
-        '      FLOPs: 164357376\n    Weights: demo/weights/x.pth\n')
-    again = tables.experiments.fill_metafile(marked, tmp_path)
-    first = yaml.safe_load(again)['Models'][0]
-    assert first['Weights'] == 'demo/weights/x.pth' and first['Results']
+    bare = tables.experiments.fill_metafile(text, tmp_path / 'none')
+    filled = tables.experiments.fill_metafile(text, tmp_path)
+    assert tables.experiments.fill_metafile(filled, tmp_path / 'none') == bare
+
+
+def test_shipped_weights_in_pages_and_metafile(tables, tmp_path) -> None:
+    """Results are those of the weights, where there are some."""
+    text = (ROOT / 'configs/cifar10/metafile.yml').read_text()
+    write(tmp_path / 'experiments.jsonl', LINE)
+    write(
+        tmp_path / 'zoo/x.json',
+        dict(
+            config=CONFIG,
+            checkpoint='demo/weights/x.pth',
+            metrics={
+                'accuracy/top5': 99.,
+                'accuracy/top1': 90.25
+            }))
+    model = filled_models(tables, text, tmp_path)[CONFIG]
+    assert model['Weights'] == 'demo/weights/x.pth'
+    assert model['Results'][0]['Metrics'] == {'Top 1 Accuracy': 90.25}
+    assert ('| 91.00 | [model](../../demo/weights/x.pth), 90.25 |'
+            in tables.TABLES['models, cifar10']())
+    assert '| `demo/weights/x.pth` | CIFAR-10 | top-1, % | 90.25 |' in \
+        tables.TABLES['zoo']()
+    (tmp_path / 'zoo/y.json').write_text('{"config": ')
+    with pytest.raises(SystemExit, match='y.json cannot be read'):
+        tables.TABLES['zoo']()
+
+
+ZOO = sorted((ROOT / 'benchmarks/results/zoo').glob('*.json'))
+
+
+@pytest.mark.parametrize('path', ZOO, ids=lambda p: p.stem)
+def test_shipped_weights_load(path: Path) -> None:
+    """As ``init_cfg`` of a backbone, and into the config they are of."""
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmpretrain')
+    import torch
+
+    from fma_vision.engine import load_config
+    from fma_vision.models import FMATransformer
+    test = json.loads(path.read_text())
+    weights = ROOT / test['checkpoint']
+    assert weights.stat().st_size <= 15e6
+    cfg = load_config(str(ROOT / test['config']))
+    arguments = dict(cfg.model.backbone)
+    arguments.pop('type')
+    arguments['init_cfg'] = dict(
+        type='Pretrained', checkpoint=str(weights), prefix='backbone.')
+    backbone = FMATransformer(**arguments)
+    backbone.init_weights()
+    given = torch.load(weights, weights_only=True)['state_dict']
+    found = backbone.state_dict()
+    assert {f'backbone.{key}' for key in found} <= set(given)
+    for key, value in found.items():
+        torch.testing.assert_close(
+            value, given[f'backbone.{key}'].to(value.dtype), rtol=0, atol=0)
 
 
 def test_ablations(tables, tmp_path) -> None:
+    """Beside the unchanged layer of the same protocol."""
+    changed = dict(
+        LINE,
+        name='ablations/cell-8',
+        options={'model.backbone.attn.cell_size': 8},
+        value=90.)
     write(tmp_path / 'experiments.jsonl', LINE,
           dict(LINE, protocol='reduced', value=1.))
-    write(
-        tmp_path / 'ablations/cifar10.jsonl',
-        dict(
-            LINE,
-            name='ablations/cell-8',
-            options={'model.backbone.attn.cell_size': 8},
-            value=90.))
+    write(tmp_path / 'ablations/cifar10.jsonl', changed)
     text = tables.TABLES['ablations']()
     assert '| unchanged | 1.37 | 0.164 | 91.00 | 1 |' in text
     assert '| `cell-8` | 1.37 | 0.164 | 90.00 | 1 |' in text
     assert '| 1.00 |' not in text
+    write(tmp_path / 'ablations/cifar10.jsonl', changed,
+          dict(changed, protocol='reduced', value=2.))
+    full, reduced = tables.TABLES['ablations']().split('**Reduced protocol**')
+    assert '| 91.00 |' in full and '| 2.00 |' not in full
+    assert '| 1.00 |' in reduced and '| 2.00 |' in reduced
 
 
 def test_resolutions(tables, tmp_path) -> None:

@@ -61,8 +61,8 @@ def small(tmp_path_factory) -> SimpleNamespace:
                         dict(train=1, test=1))
     write_paired(root / 'data/camvid', 11)
     found = SimpleNamespace(root=root)
-    for name, pattern in (('cls', 'cifar10/fma-nano*'), ('seg',
-                                                         'camvid/fma-nano*')):
+    for name, pattern in (('cls', 'cifar10/fma-nano_*60e*'),
+                          ('seg', 'camvid/fma-nano_*8k*')):
         config = next((ROOT / 'configs').glob(pattern))
         target = root / f'{name}_1xb2.py'
         setattr(found, name, str(small_config(config, root, target)))
@@ -284,12 +284,19 @@ def test_changed_models_build(scripts) -> None:
 
 
 def test_reduced_counts_iterations(scripts) -> None:
-    run = scripts.protocol.reduced()[0]
-    cfg = load_config(
-        str(ROOT / run.config), parsed(scripts, run.train_options))
-    assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=300)
-    assert not any(s.by_epoch for s in cfg.param_scheduler)
-    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin
+    """Short enough for a CPU, in one process, down to the last step."""
+    for run in scripts.protocol.reduced():
+        cfg = load_config(
+            str(ROOT / run.config), parsed(scripts, run.train_options))
+        assert cfg.train_cfg.type == 'IterBasedTrainLoop', run.key
+        assert cfg.train_cfg.max_iters <= 1000, run.key
+        assert cfg.train_dataloader.num_workers == 0, run.key
+        assert cfg.default_hooks.checkpoint.save_best is None, run.key
+        assert not any(s.by_epoch for s in cfg.param_scheduler), run.key
+        assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin
+        assert cfg.param_scheduler[0].end < cfg.train_cfg.max_iters / 5
+        # No end of the decay is named: it is the last step.
+        assert 'end' not in cfg.param_scheduler[1], run.key
 
 
 def test_unknown_pattern(scripts) -> None:

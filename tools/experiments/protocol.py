@@ -6,6 +6,7 @@ takes. Names are stable, because results and work folders go by them:
 where something else differs, ``ablations/<what>`` for FMA on CIFAR-10.
 """
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 TASKS = {
@@ -94,14 +95,22 @@ LAST_ONLY = {
 }
 
 
-def twin(dataset: str, attention: str, **changes: Any) -> Run:
-    """The run of a set's config with one of the attention layers."""
-    return Run(
-        name=changes.pop('name', f'{dataset}/{attention}'),
-        dataset=dataset,
-        attention=attention,
-        config=CONFIGS[dataset].format(ATTENTIONS[attention]),
-        **changes)
+def twin(configs: Mapping[str, str],
+         dataset: str,
+         attention: str,
+         what: str = '',
+         **changes: Any) -> Run:
+    """The run of a set's config with one of the attention layers.
+
+    Args:
+        configs: ``CONFIGS`` or ``REDUCED_CONFIGS``.
+        dataset, attention: See :class:`Run`.
+        what: Ends the name, where something else differs.
+        **changes: Of the run.
+    """
+    config = configs[dataset].format(ATTENTIONS[attention])
+    return Run(f'{dataset}/{attention}{what}', dataset, attention, config,
+               **changes)
 
 
 # -- full: needs a GPU -------------------------------------------------------
@@ -203,42 +212,35 @@ def _books() -> List[Run]:
 
 def full() -> List[Run]:
     """The whole protocol, the first seed of everything first."""
+    run = partial(twin, CONFIGS, **_AMP)
     scales = {'fma': (1, 2, 4), 'window': (1, 2, 4)}
     runs = []
     for dataset in CONFIGS:
-        segments = TASKS[dataset] == 'segmentation'
-        for attention in ATTENTIONS:
-            runs.append(
-                twin(
-                    dataset,
-                    attention,
-                    scales=scales.get(attention, ()) if segments else (),
-                    **_AMP))
-        if segments:
-            runs.append(
-                twin(
-                    dataset,
-                    'fma',
-                    name=f'{dataset}/fma-hierarchical',
-                    options=_HIERARCHICAL,
-                    scales=(1, 2, 4),
-                    **_AMP))
-            runs += [
-                twin(
-                    dataset,
-                    attention,
-                    name=f'{dataset}/{attention}-pretrained',
-                    start=f'tiny_imagenet100/{attention}',
-                    **_AMP) for attention in ATTENTIONS
-            ]
+        if TASKS[dataset] == 'classification':
+            runs += [run(dataset, attention) for attention in ATTENTIONS]
+            continue
+        runs += [
+            run(dataset, attention, scales=scales.get(attention, ()))
+            for attention in ATTENTIONS
+        ]
+        runs.append(
+            run(dataset,
+                'fma',
+                '-hierarchical',
+                options=_HIERARCHICAL,
+                scales=(1, 2, 4)))
+        runs += [
+            run(dataset,
+                attention,
+                '-pretrained',
+                start=f'tiny_imagenet100/{attention}')
+            for attention in ATTENTIONS
+        ]
     runs += _books()
     runs += [
-        twin(
-            'cifar10',
-            'fma',
-            name=f'ablations/{name}',
-            options=options,
-            **_AMP) for name, options in ABLATIONS.items()
+        replace(
+            run('cifar10', 'fma', options=options), name=f'ablations/{name}')
+        for name, options in ABLATIONS.items()
     ]
     return runs + [
         replace(run, seed=seed) for seed in (1, 2)
@@ -252,8 +254,7 @@ def full() -> List[Run]:
 # -- reduced: a CPU, minutes a run -------------------------------------------
 
 _REDUCED = dict(
-    amp=True,
-    train_options={
+    amp=True, train_options={
         **LAST_ONLY, 'optim_wrapper.dtype': 'bfloat16'
     })
 # A third of the config's 3,000 steps.
@@ -264,42 +265,37 @@ _REDUCED_ABLATIONS = ('cell-2', 'cell-8', 'rank-4', 'levels-1', 'mass-off',
                       'position-none', 'position-rotary', 'position-relative')
 
 
-def _reduced_twin(dataset: str, attention: str, what: str = '',
-                  **changes: Any) -> Run:
-    return Run(
-        f'{dataset}/{attention}{what}', dataset, attention,
-        REDUCED_CONFIGS[dataset].format(ATTENTIONS[attention]), **_REDUCED,
-        **changes)
-
-
 def reduced() -> List[Run]:
     """Every attention layer on every set, in minutes a run."""
+    run = partial(twin, REDUCED_CONFIGS, **_REDUCED)
     runs = [
-        _reduced_twin(dataset, attention)
-        for dataset in ('tiny_imagenet100', 'cifar10')
+        run(dataset, attention) for dataset in ('tiny_imagenet100', 'cifar10')
         for attention in ATTENTIONS
     ]
     runs += [
-        _reduced_twin(
-            dataset,
+        run(dataset,
             attention,
             '-pretrained',
             start=f'tiny_imagenet100/{attention}',
-            scales=(1, 2, 4)
-            if (dataset, attention) == ('camvid', 'window') else ())
+            scales=(1, 2, 4) if
+            (dataset, attention) == ('camvid', 'window') else ())
         for dataset in ('camvid', 'dubai_aerial') for attention in ATTENTIONS
     ]
+    runs += [run('camvid', attention) for attention in ('fma', 'window')]
     runs += [
-        _reduced_twin('camvid', attention) for attention in ('fma', 'window')
-    ]
-    runs.append(
-        _reduced_twin(
-            'camvid',
+        run('camvid',
             'fma',
             '-hierarchical-pretrained',
             options=_HIERARCHICAL,
             start='tiny_imagenet100/fma',
-            scales=(1, 2, 4)))
+            scales=(1, 2, 4)),
+        # As the twin's windows have.
+        run('camvid',
+            'fma',
+            '-relative-pretrained',
+            options={f'{_CELLS}.positions': 'relative'},
+            start='tiny_imagenet100/fma')
+    ]
     nano = 'configs/lm/{}-lm-nano_1xb2-3k_books-1k.py'
     runs += [
         Run(f'books/{attention}-1k',
@@ -318,7 +314,7 @@ def reduced() -> List[Run]:
             train_options=_REDUCED_BOOKS))
     runs += [
         replace(
-            _reduced_twin('cifar10', 'fma', options=ABLATIONS[name]),
+            run('cifar10', 'fma', options=ABLATIONS[name]),
             name=f'ablations/{name}') for name in _REDUCED_ABLATIONS
     ]
     several = ('tiny_imagenet100/fma', 'tiny_imagenet100/window',

@@ -40,6 +40,21 @@ METRICS = {
     'mIoU': ('mIoU, %', 'Semantic Segmentation', 'mIoU'),
     'bpc': ('bits per character', 'Language Modelling', 'Bits per Character'),
 }
+# What FMA is to reach: (data set, one run, another, least difference of the
+# two scores). Of bits per character, less is more.
+TARGETS = (
+    ('tiny_imagenet100', 'fma', 'window', 1.),
+    ('tiny_imagenet100', 'fma', 'full', -.3),
+    ('tiny_imagenet100', 'fma_linear', 'window', 0.),
+    ('camvid', 'fma', 'window', 1.),
+    ('camvid', 'fma', 'full', -.3),
+    ('camvid', 'fma_linear', 'window', 0.),
+    ('books', 'fma', 'full', -.02),
+    ('books', 'fma', 'fmmformer', 0.),
+    ('books', 'fma', 'fma-avg', 0.),
+)
+# What may follow the attention's name in two runs that are compared.
+KINDS = ('', '-pretrained', '-1k', '-4k')
 PROTOCOLS = {
     'full':
     'Full protocol',
@@ -67,13 +82,13 @@ def read_lines(path: Path) -> List[Dict[str, Any]]:
     return found
 
 
-def spread(values: List[float], digits: int = 2) -> str:
+def spread(values: List[float], digits: int = 2, sign: str = '') -> str:
     """The mean, and the standard deviation where there are several."""
     mean = sum(values) / len(values)
     if len(values) == 1:
-        return f'{mean:.{digits}f}'
+        return f'{mean:{sign}.{digits}f}'
     square = sum((value - mean)**2 for value in values) / (len(values) - 1)
-    return f'{mean:.{digits}f} ± {sqrt(square):.{digits}f}'
+    return f'{mean:{sign}.{digits}f} ± {sqrt(square):.{digits}f}'
 
 
 def groups(lines: List[Dict[str, Any]]) -> List[List[Dict[str, Any]]]:
@@ -141,6 +156,85 @@ def comparison(results: Path, dataset: str) -> Optional[str]:
             ], rows) + f'\n\n{places(lines)}; `python tools/experiments/run.py'
             f' --protocol {protocol} --only \'{dataset}/*\'`')
     return '\n\n'.join(parts) or None
+
+
+def differences(lines: List[Dict[str, Any]], first: str,
+                other: str) -> List[float]:
+    """How much better one run is than another, seed by seed.
+
+    Args:
+        lines: Results of one protocol.
+        first, other: Names of runs.
+    """
+    values = {(line['name'], line['seed']): line['value'] for line in lines}
+    sign = -1 if any(line['name'] == first and line['metric'] == 'bpc'
+                     for line in lines) else 1
+    return [
+        sign * (value - values[other, seed])
+        for (name, seed), value in values.items()
+        if name == first and (other, seed) in values
+    ]
+
+
+def targets(results: Path) -> Optional[str]:
+    """What was to be reached, and what was."""
+    found = read_lines(results / 'experiments.jsonl')
+    parts = []
+    for protocol, title in PROTOCOLS.items():
+        lines = [line for line in found if line['protocol'] == protocol]
+        rows = []
+        for dataset, first, other, least in TARGETS:
+            digits = 3 if dataset == 'books' else 2
+            for kind in KINDS:
+                better = differences(lines, f'{dataset}/{first}{kind}',
+                                     f'{dataset}/{other}{kind}')
+                if not better:
+                    continue
+                mean = sum(better) / len(better)
+                rows.append([
+                    f'{DATASETS[dataset]}{kind.replace("-", ", ")}: '
+                    f'`{first}` over `{other}`', f'{least:+g}',
+                    spread(better, digits, '+'),
+                    str(len(better)), 'yes' if mean >= least else 'no'
+                ])
+        if rows:
+            parts.append(
+                f'{title}. Points of top-1 or mIoU, or bits per '
+                'character saved; of each seed, then the mean:\n\n' + table(
+                    ['difference', 'at least', 'measured', 'seeds', 'reached'],
+                    rows))
+    return '\n\n'.join(parts) or None
+
+
+def shares(results: Path) -> Optional[str]:
+    """Where the softmax of trained FMA layers goes."""
+    parts = []
+    for path in sorted((results / 'softmax_shares').glob('*.json')):
+        found = json.loads(path.read_text())
+        depth = max(len(rows['even']) for rows in found['shares'].values())
+        rows = []
+        for name, kinds in found['shares'].items():
+            if len(kinds['even']) == 1:
+                continue  # all tokens are near
+            cells = [
+                f'{a * 100:.1f} / {b * 100:.1f}'
+                for a, b in zip(kinds['learned'], kinds['even'])
+            ]
+            rows.append([
+                f'`{name.removeprefix("backbone.")}`',
+                *(cells + ['–'] * (depth - len(cells)))
+            ])
+        parts.append(
+            f'`{Path(found["config"]).stem}`, {found["batches"]} batches of '
+            'the test data; shares of the softmax in percent, learned / with '
+            'equal logits:\n\n' +
+            table(['layer', 'near'] + [f'level {i}'
+                                       for i in range(1, depth)], rows))
+    if not parts:
+        return None
+    return '\n\n'.join(parts) + (
+        '\n\n`python tools/analysis_tools/softmax_shares.py CONFIG CHECKPOINT`'
+    )
 
 
 def ablations(results: Path) -> Optional[str]:

@@ -819,6 +819,8 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'attention layers, details': attention_details,
     'attention layers, accuracy': attention_accuracy,
     'zoo': lambda: experiments.zoo(RESULTS),
+    'targets': lambda: experiments.targets(RESULTS),
+    'softmax shares': lambda: experiments.shares(RESULTS),
     'ablations': lambda: experiments.ablations(RESULTS),
     'resolutions': lambda: experiments.resolutions(RESULTS),
     **{

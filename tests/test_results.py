@@ -132,6 +132,51 @@ def filled_models(tables, text: str, results: Path) -> dict:
     return {m['Config']: m for m in yaml.safe_load(filled)['Models']}
 
 
+def test_targets(tables, tmp_path) -> None:
+    """Differences seed by seed; of bits per character, less is better."""
+    rows = []
+    for name, values in {
+            'camvid/fma': [20.],
+            'camvid/fma-pretrained': [30., 34.],
+            'camvid/window-pretrained': [29., 31., 50.],
+            'camvid/full-pretrained': [30.5]
+    }.items():
+        rows += [
+            dict(LINE, name=name, metric='mIoU', seed=seed, value=value)
+            for seed, value in enumerate(values)
+        ]
+    for name, value in (('fma', 2.), ('full', 2.03), ('fmmformer', 1.9)):
+        rows.append(
+            dict(LINE, name=f'books/{name}-1k', metric='bpc', value=value))
+    write(tmp_path / 'experiments.jsonl', *rows)
+    text = tables.TABLES['targets']()
+    assert ('| CamVid, pretrained: `fma` over `window` | +1 | +2.00 ± 1.41 | '
+            '2 | yes |') in text
+    assert ('| CamVid, pretrained: `fma` over `full` | -0.3 | -0.50 | 1 | no '
+            '|') in text
+    assert '| books, 1k: `fma` over `full` | -0.02 | +0.030 | 1 | yes |' in \
+        text
+    assert '`fma` over `fmmformer` | +0 | -0.100 | 1 | no |' in text
+    assert text.count('\n| ') == 2 + 4  # the head and these
+
+
+def test_softmax_shares(tables, tmp_path) -> None:
+    record = dict(
+        config=CONFIG,
+        batches=2,
+        shares={
+            'backbone.a': dict(learned=[.25, .5, .25], even=[.2, .3, .5]),
+            'backbone.b': dict(learned=[.9, .1], even=[.6, .4]),
+            'backbone.c': dict(learned=[1.], even=[1.])
+        })
+    (tmp_path / 'softmax_shares').mkdir()
+    (tmp_path / 'softmax_shares/x.json').write_text(json.dumps(record))
+    text = tables.TABLES['softmax shares']()
+    assert '| `a` | 25.0 / 20.0 | 50.0 / 30.0 | 25.0 / 50.0 |' in text
+    assert '| `b` | 90.0 / 60.0 | 10.0 / 40.0 | – |' in text
+    assert '`c`' not in text
+
+
 def test_models_and_metafile(tables, tmp_path) -> None:
     """Only from scratch, unchanged; written once, taken out again."""
     text = (ROOT / 'configs/cifar10/metafile.yml').read_text()

@@ -1,21 +1,17 @@
-"""Tables of the experiments, and the results in the metafiles.
+"""Tables of the experiments.
 
 Read from ``experiments.jsonl``, ``resolution.jsonl`` and
 ``ablations/*.jsonl``, which `tools/experiments/run.py collect` writes, and
-``zoo/*.json``, the tests of shipped weights.
+from ``softmax_shares/*.json``.
 """
 import json
-import os
-import re
 from math import sqrt
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from markdown_table import table
 
 ROOT = Path(__file__).resolve().parents[1]
-# Folders of configs whose metafiles and pages are filled from the results.
-FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
 DATASETS = {
     'tiny_imagenet100': 'Tiny ImageNet, first 100 classes',
     'cifar10': 'CIFAR-10',
@@ -62,7 +58,6 @@ PROTOCOLS = {
     '**Reduced protocol**: minutes a run on one CPU core, far from '
     'converged, so that these numbers rank nothing but early learning',
 }
-NOT_YET = 'not measured yet'
 
 
 def read_lines(path: Path) -> List[Dict[str, Any]]:
@@ -82,6 +77,24 @@ def read_lines(path: Path) -> List[Dict[str, Any]]:
     return found
 
 
+def read_object(path: Path, *keys: str) -> Dict[str, Any]:
+    """A file of one JSON object.
+
+    Raises:
+        SystemExit: It is damaged, or lacks one of the keys.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise SystemExit(f'{path} cannot be read: {error}')
+    missing = [
+        k for k in keys if not isinstance(found, dict) or k not in found
+    ]
+    if missing:
+        raise SystemExit(f'{path} has no {", ".join(missing)}')
+    return found
+
+
 def spread(values: List[float], digits: int = 2, sign: str = '') -> str:
     """The mean, and the standard deviation where there are several."""
     mean = sum(values) / len(values)
@@ -92,11 +105,23 @@ def spread(values: List[float], digits: int = 2, sign: str = '') -> str:
 
 
 def groups(lines: List[Dict[str, Any]]) -> List[List[Dict[str, Any]]]:
-    """The lines by name, in the order of the first of each."""
+    """The lines by name: attentions in their order, seeds ascending."""
+    order = list(ATTENTIONS)
     found: Dict[str, List[Dict[str, Any]]] = {}
-    for line in lines:
+    for line in sorted(
+            lines,
+            key=lambda x: (order.index(x['attention']), x['name'], x['seed'])):
         found.setdefault(line['name'], []).append(line)
     return list(found.values())
+
+
+def by_protocol(lines: List[Dict[str, Any]]) -> Dict[str, List[Dict]]:
+    """The lines of each protocol that has some."""
+    found = {
+        name: [line for line in lines if line['protocol'] == name]
+        for name in PROTOCOLS
+    }
+    return {name: part for name, part in found.items() if part}
 
 
 def label(line: Dict[str, Any]) -> str:
@@ -107,12 +132,24 @@ def label(line: Dict[str, Any]) -> str:
     return text + (f' ({rest[1:]})' if rest else '')
 
 
-def places(lines: List[Dict[str, Any]]) -> str:
-    """One line about the machines and the software, each once."""
-    return '; '.join(
-        dict.fromkeys(
-            f'{line["device"]}, torch {line["versions"]["torch"]}, commit '
-            f'{(line["commit"] or "unknown")[:10]}' for line in lines))
+def places(lines: List[Dict[str, Any]], only: str = '') -> str:
+    """The machines and the software, each once, and the command.
+
+    Args:
+        lines: Of one protocol.
+        only: What is asked of the driver; by default the data sets of the
+            lines, and those that they start from.
+    """
+    machines = dict.fromkeys(
+        f'{line["device"]}, torch {line["versions"]["torch"]}, commit '
+        f'{(line["commit"] or "unknown")[:10]}' for line in lines)
+    if not only:
+        starts = [line['start'] for line in lines if line.get('start')]
+        names = starts + [line['name'] for line in lines]
+        only = ' '.join(
+            dict.fromkeys(f"'{name.partition('/')[0]}/*'" for name in names))
+    return (f'{"; ".join(machines)}; `python tools/experiments/run.py '
+            f'--protocol {lines[0]["protocol"]} --only {only}`')
 
 
 def _number(value: Optional[float], form: str = ',.0f') -> str:
@@ -132,29 +169,25 @@ def comparison(results: Path, dataset: str) -> Optional[str]:
         if line['dataset'] == dataset
     ]
     parts = []
-    for protocol, title in PROTOCOLS.items():
-        lines = [line for line in found if line['protocol'] == protocol]
-        if not lines:
-            continue
-        first = lines[0]
-        speed = 'tokens' if first['metric'] == 'bpc' else 'images'
+    for protocol, lines in by_protocol(found).items():
+        metric = lines[0]['metric']
+        speed = 'tokens' if metric == 'bpc' else 'images'
         rows = [[
             label(group[0]), f'{group[0]["parameters"] / 1e6:.2f}',
             f'{group[0]["macs"] / 1e9:.3f}',
             _length(group[0]),
             spread([line['value']
-                    for line in group], 3 if first['metric'] == 'bpc' else 2),
+                    for line in group], 3 if metric == 'bpc' else 2),
             str(len(group)),
             _number(group[0][f'{speed}_per_second']),
             _number(group[0]['training_memory'])
         ] for group in groups(lines)]
         parts.append(
-            f'{DATASETS[dataset]}. {title}; training speed and memory are '
-            'of the first seed:\n\n' + table([
-                'attention', 'params, M', 'GMACs', 'training', METRICS[
-                    first['metric']][0], 'seeds', f'{speed}/s', 'MiB'
-            ], rows) + f'\n\n{places(lines)}; `python tools/experiments/run.py'
-            f' --protocol {protocol} --only \'{dataset}/*\'`')
+            f'{DATASETS[dataset]}. {PROTOCOLS[protocol]}; training speed and '
+            'memory are of the first seed:\n\n' + table([
+                'attention', 'params, M', 'GMACs', 'training', METRICS[metric]
+                [0], 'seeds', f'{speed}/s', 'MiB'
+            ], rows) + f'\n\n{places(lines)}')
     return '\n\n'.join(parts) or None
 
 
@@ -169,8 +202,9 @@ def differences(lines: List[Dict[str, Any]], first: str,
     values = {(line['name'], line['seed']): line['value'] for line in lines}
     sign = -1 if any(line['name'] == first and line['metric'] == 'bpc'
                      for line in lines) else 1
+    # Rounded as scores are: 2.05 - 2.03 is not .02 in binary.
     return [
-        sign * (value - values[other, seed])
+        round(sign * (value - values[other, seed]), 6)
         for (name, seed), value in values.items()
         if name == first and (other, seed) in values
     ]
@@ -180,29 +214,30 @@ def targets(results: Path) -> Optional[str]:
     """What was to be reached, and what was."""
     found = read_lines(results / 'experiments.jsonl')
     parts = []
-    for protocol, title in PROTOCOLS.items():
-        lines = [line for line in found if line['protocol'] == protocol]
-        rows = []
+    for protocol, lines in by_protocol(found).items():
+        rows, compared = [], set()
         for dataset, first, other, least in TARGETS:
-            digits = 3 if dataset == 'books' else 2
             for kind in KINDS:
-                better = differences(lines, f'{dataset}/{first}{kind}',
-                                     f'{dataset}/{other}{kind}')
+                names = [f'{dataset}/{x}{kind}' for x in (first, other)]
+                better = differences(lines, *names)
                 if not better:
                     continue
-                mean = sum(better) / len(better)
+                compared.update(names)
+                reached = sum(better) / len(better) >= least
                 rows.append([
                     f'{DATASETS[dataset]}{kind.replace("-", ", ")}: '
                     f'`{first}` over `{other}`', f'{least:+g}',
-                    spread(better, digits, '+'),
-                    str(len(better)), 'yes' if mean >= least else 'no'
+                    spread(better, 3 if dataset == 'books' else 2, '+'),
+                    str(len(better)), ('yes' if reached else 'no') +
+                    (', on one seed' if len(better) == 1 else '')
                 ])
         if rows:
+            used = [line for line in lines if line['name'] in compared]
             parts.append(
-                f'{title}. Points of top-1 or mIoU, or bits per '
-                'character saved; of each seed, then the mean:\n\n' + table(
+                f'{PROTOCOLS[protocol]}. Points of top-1 or mIoU, or bits per '
+                'character saved; seed by seed, then the mean:\n\n' + table(
                     ['difference', 'at least', 'measured', 'seeds', 'reached'],
-                    rows))
+                    rows) + f'\n\n{places(used)}')
     return '\n\n'.join(parts) or None
 
 
@@ -210,7 +245,7 @@ def shares(results: Path) -> Optional[str]:
     """Where the softmax of trained FMA layers goes."""
     parts = []
     for path in sorted((results / 'softmax_shares').glob('*.json')):
-        found = json.loads(path.read_text())
+        found = read_object(path, 'config', 'checkpoint', 'batches', 'shares')
         depth = max(len(rows['even']) for rows in found['shares'].values())
         rows = []
         for name, kinds in found['shares'].items():
@@ -225,16 +260,15 @@ def shares(results: Path) -> Optional[str]:
                 *(cells + ['–'] * (depth - len(cells)))
             ])
         parts.append(
-            f'`{Path(found["config"]).stem}`, {found["batches"]} batches of '
-            'the test data; shares of the softmax in percent, learned / with '
-            'equal logits:\n\n' +
+            f'`{found["checkpoint"]}`, {found["batches"]} batches of the test '
+            'data; shares of the softmax in percent, learned / with equal '
+            'logits:\n\n' +
             table(['layer', 'near'] + [f'level {i}'
-                                       for i in range(1, depth)], rows))
-    if not parts:
-        return None
-    return '\n\n'.join(parts) + (
-        '\n\n`python tools/analysis_tools/softmax_shares.py CONFIG CHECKPOINT`'
-    )
+                                       for i in range(1, depth)], rows) +
+            '\n\n`python tools/analysis_tools/'
+            f'softmax_shares.py {found["config"]} {found["checkpoint"]} '
+            f'--batches {found["batches"]}`')
+    return '\n\n'.join(parts) or None
 
 
 def ablations(results: Path) -> Optional[str]:
@@ -246,181 +280,47 @@ def ablations(results: Path) -> Optional[str]:
         if line['name'] == 'cifar10/fma'
     ]
     parts = []
-    for protocol, title in PROTOCOLS.items():
-        base, lines = ([
-            line for line in found if line['protocol'] == protocol
-        ] for found in (unchanged, changed))
-        if not lines:
-            continue
+    for protocol, lines in by_protocol(changed).items():
+        base = by_protocol(unchanged).get(protocol, [])
+        named = [('unchanged', group) for group in groups(base)]
+        named += [(f'`{group[0]["name"].partition("/")[2]}`', group)
+                  for group in groups(lines)]
         rows = [[
-            f'`{group[0]["name"].partition("/")[2]}`' if group[0] not in base
-            else 'unchanged', f'{group[0]["parameters"] / 1e6:.2f}',
+            name, f'{group[0]["parameters"] / 1e6:.2f}',
             f'{group[0]["macs"] / 1e9:.3f}',
             spread([line['value'] for line in group]),
             str(len(group))
-        ] for group in groups(base + lines)]
+        ] for name, group in named]
         parts.append(
             'FMA on CIFAR-10 (cell 4, rank 1, averages, mass, conditional '
-            f'positions) with one thing changed. {title}:\n\n' + table(
+            'positions) with one thing changed. '
+            f'{PROTOCOLS[protocol]}:\n\n' + table(
                 ['change', 'params, M', 'GMACs', 'top-1, %', 'seeds'], rows) +
-            f'\n\n{places(lines)}; `python '
-            f'tools/experiments/run.py --protocol {protocol} '
-            '--only \'ablations/*\'`')
+            f'\n\n{places(base + lines)}')
     return '\n\n'.join(parts) or None
 
 
 def resolutions(results: Path) -> Optional[str]:
     """Whole images at sizes that models were not trained at."""
-    lines = read_lines(results / 'resolution.jsonl')
-    if not lines:
-        return None
-    rows = [[
-        f'{DATASETS[line["dataset"]]}, {label(line)}', f'{line["scale"]:g} ×',
-        ' × '.join(map(str, line['shape'])), f'{line["mIoU"]:.2f}',
-        f'{line["seconds"]["median"] * 1e3:,.0f}',
-        _number(line['peak_memory_bytes'] / 2**20)
-    ] for line in lines if 'reason' not in line]
-    left_out = [
-        f'{DATASETS[line["dataset"]]}, {label(line)} at {line["scale"]:g} ×'
-        for line in lines if 'reason' in line
-    ]
-    note = f'\n\nOut of memory: {"; ".join(left_out)}.' if left_out else ''
-    return (
-        'Whole images, larger than the config tests at; time and peak '
-        'memory are of one image:\n\n' +
-        table(['set, attention', 'scale', 'pixels', 'mIoU, %', 'ms', 'MiB'],
-              rows) + f'{note}\n\n{places(lines)}; `python '
-        'tools/analysis_tools/benchmark_resolution.py`')
-
-
-def scores(results: Path) -> Dict[str, List[Dict[str, Any]]]:
-    """Lines by config: trained from scratch, nothing changed."""
-    found: Dict[str, List[Dict[str, Any]]] = {}
-    for line in read_lines(results / 'experiments.jsonl'):
-        if not line['options'] and line['start'] is None:
-            found.setdefault(line['config'], []).append(line)
-    return found
-
-
-def shipped(results: Path) -> Dict[str, Dict[str, Any]]:
-    """Tests of the shipped weights, by config.
-
-    They are what ``tools/test.py CONFIG WEIGHTS --out`` writes to the folder
-    ``zoo`` of the results.
-    """
-    found = {}
-    for path in sorted((results / 'zoo').glob('*.json')):
-        try:
-            test = json.loads(path.read_text())
-            found[test['config']] = test
-        except (ValueError, KeyError) as error:
-            raise SystemExit(f'{path} cannot be read: {error}')
-    return found
-
-
-def _score(test: Dict[str, Any]) -> Tuple[str, float]:
-    """The metric of a test by its name in METRICS, and its value."""
-    name, value = next((key.rpartition('/')[2], value)
-                       for key, value in test['metrics'].items()
-                       if key.rpartition('/')[2] in METRICS)
-    return name, value
-
-
-def zoo(results: Path) -> Optional[str]:
-    """The shipped weights and what they score."""
-    tests = shipped(results)
-    if not tests:
-        return None
-    rows = []
-    for config, test in tests.items():
-        metric, value = _score(test)
-        dataset = Path(config).parent.name
-        rows.append([
-            f'`{test["checkpoint"]}`', DATASETS[dataset], METRICS[metric][0],
-            f'{value:.2f}'
-        ])
-    first = next(iter(tests.values()))
-    return (
-        'Weights of the reduced protocol (minutes on one CPU core), '
-        'float16:\n\n' + table(['weights', 'set', 'metric', 'score'], rows) +
-        '\n\nTo test the first again, with its set under `data/`:\n\n```bash\n'
-        f'python tools/test.py {first["config"]} \\\n    '
-        f'{first["checkpoint"]}\n```')
-
-
-def _entries(text: str) -> List[str]:
-    """A metafile's head and its models, one text each."""
-    return re.split(r'(?m)^(?=  - Name: .*\n    In Collection: )', text)
-
-
-def _field(entry: str, name: str) -> str:
-    return re.search(rf'(?m)^ +{name}: (.+)$', entry)[1]
-
-
-def models(results: Path, folder: str) -> str:
-    """A family's models: sizes from its metafile, scores from the runs."""
-    known, weights = scores(results), shipped(results)
-    text = (ROOT / 'configs' / folder / 'metafile.yml').read_text()
-    rows = []
-    for entry in _entries(text)[1:]:
-        name, config = _field(entry, '- Name'), _field(entry, 'Config')
-        kind = name.partition('-nano')[0]
-        attention = next(a for a in ATTENTIONS.values() if a[1] == kind)[2]
-        lines = known.get(config, [])
-        rows.append([
-            f'[{name}]({name}.py)', attention,
-            f'{int(_field(entry, "Parameters")) / 1e6:.2f} M',
-            f'{int(_field(entry, "FLOPs")) / 1e9:.3f} G',
-            spread([line['value'] for line in lines]) if lines else NOT_YET,
-            _link(weights[config], folder) if config in weights else '–'
-        ])
-    metric = 'mIoU' if 'Head' in text else 'Top-1'
-    return table([
-        'Config', 'Attention', 'Parameters', 'MACs', f'{metric}, from scratch',
-        f'Weights, their {metric}'
-    ], rows)
-
-
-def _link(test: Dict[str, Any], folder: str) -> str:
-    """A link from the page of a folder to weights, and their score."""
-    target = os.path.relpath(test['checkpoint'], f'configs/{folder}')
-    return f'[model]({target}), {_score(test)[1]:.2f}'
-
-
-def fill_metafile(text: str, results: Path) -> str:
-    """A metafile with the results and weights of its models, and no others.
-
-    Args:
-        text: The metafile.
-        results: The folder of results.
-
-    Returns:
-        The metafile with ``Weights`` for each model that has some and
-        ``Results`` for each measured one: of its weights where there are
-        any, else the mean over the seeds, trained from scratch.
-    """
-    known, tests = scores(results), shipped(results)
-    head, *entries = _entries(text)
-    for i, entry in enumerate(entries):
-        # A block ends where a line is indented as little as its first.
-        entry = re.sub(r'(?m)^    Results:\n(?:      .*\n)+', '', entry)
-        entry = re.sub(r'(?m)^    Weights: .*\n', '', entry)
-        config = _field(entry, 'Config')
-        values = [line['value'] for line in known.get(config, [])]
-        if config in tests:
-            metric, value = _score(tests[config])
-            values = [value]
-            entry = (f'{entry.rstrip()}\n'
-                     f'    Weights: {tests[config]["checkpoint"]}\n')
-        elif values:
-            metric = known[config][0]['metric']
-        if values:
-            _, task, title = METRICS[metric]
-            entry = (f'{entry.rstrip()}\n'
-                     '    Results:\n'
-                     f'      - Task: {task}\n'
-                     f'        Dataset: {DATASETS[Path(config).parent.name]}\n'
-                     '        Metrics:\n'
-                     f'          {title}: {sum(values) / len(values):.2f}\n')
-        entries[i] = entry
-    return head + ''.join(entries)
+    parts = []
+    found = read_lines(results / 'resolution.jsonl')
+    for protocol, lines in by_protocol(found).items():
+        rows = [[
+            f'{DATASETS[line["dataset"]]}, {label(line)}',
+            f'{line["scale"]:g} ×', ' × '.join(map(str, line['shape'])),
+            f'{line["mIoU"]:.2f}', f'{line["seconds"]["median"] * 1e3:,.0f}',
+            _number(line['peak_memory_bytes'] / 2**20)
+        ] for line in lines if 'reason' not in line]
+        left_out = [
+            f'{DATASETS[line["dataset"]]}, {label(line)} at '
+            f'{line["scale"]:g} ×' for line in lines if 'reason' in line
+        ]
+        note = (f'\n\nOut of memory: {"; ".join(left_out)}.'
+                if left_out else '')
+        parts.append(
+            'Whole images at multiples of the size that the config tests at; '
+            'time and peak memory are of one image. '
+            f'{PROTOCOLS[protocol]}:\n\n' + table(
+                ['set, attention', 'scale', 'pixels', 'mIoU, %', 'ms', 'MiB'],
+                rows) + f'{note}\n\n{places(lines)}')
+    return '\n\n'.join(parts) or None

@@ -18,6 +18,7 @@ from typing import Callable, Dict, List, Optional
 # Also where this file is imported by its path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import experiments  # noqa: E402
+import zoo  # noqa: E402
 from markdown_table import table  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,9 +26,8 @@ RESULTS = ROOT / 'benchmarks/results'
 PAGES = ('README.md', 'configs/lm/README.md', 'configs/lra/README.md',
          'demo/weights/README.md', 'docs/attention.md', 'docs/experiments.md',
          'docs/language_model.md', 'kernels/README.md',
-         *(f'configs/{folder}/README.md' for folder in experiments.FOLDERS))
-METAFILES = tuple(f'configs/{folder}/metafile.yml'
-                  for folder in experiments.FOLDERS)
+         *(f'configs/{folder}/README.md' for folder in zoo.FOLDERS))
+METAFILES = tuple(f'configs/{folder}/metafile.yml' for folder in zoo.FOLDERS)
 
 
 def load(name: str) -> Optional[dict]:
@@ -818,7 +818,7 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'attention layers': attention_short,
     'attention layers, details': attention_details,
     'attention layers, accuracy': attention_accuracy,
-    'zoo': lambda: experiments.zoo(RESULTS),
+    'zoo': lambda: zoo.zoo(RESULTS),
     'targets': lambda: experiments.targets(RESULTS),
     'softmax shares': lambda: experiments.shares(RESULTS),
     'ablations': lambda: experiments.ablations(RESULTS),
@@ -829,9 +829,8 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
         for name in experiments.DATASETS
     },
     **{
-        f'models, {folder}':
-        lambda folder=folder: experiments.models(RESULTS, folder)
-        for folder in experiments.FOLDERS
+        f'models, {folder}': lambda folder=folder: zoo.models(RESULTS, folder)
+        for folder in zoo.FOLDERS
     },
 }
 
@@ -864,7 +863,7 @@ def main() -> None:
         path = ROOT / name
         text = path.read_text()
         if name in METAFILES:
-            filled = experiments.fill_metafile(text, RESULTS)
+            filled = zoo.fill_metafile(text, RESULTS)
         else:
             filled = fill(text, name)
         if filled == text:

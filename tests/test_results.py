@@ -92,6 +92,8 @@ def test_nothing_measured_leaves_places_empty(tables) -> None:
         assert tables.TABLES[name]() is None
     text = tables.TABLES['models, cifar10']()
     assert text.count('| not measured yet | – |') == 12
+    assert '| not measured yet | – | – |' in \
+        tables.TABLES['models, dubai_aerial']()
 
 
 def test_comparison(tables, tmp_path) -> None:
@@ -125,124 +127,103 @@ def test_comparison(tables, tmp_path) -> None:
     assert '| FMA (pretrained) |' in tables.TABLES['experiments, camvid']()
 
 
-def filled_models(tables, text: str, results: Path) -> dict:
-    """The models of a metafile after filling it, by config."""
-    filled = tables.experiments.fill_metafile(text, results)
-    assert tables.experiments.fill_metafile(filled, results) == filled
-    return {m['Config']: m for m in yaml.safe_load(filled)['Models']}
+def test_models(tables, tmp_path) -> None:
+    """Unchanged models, from scratch and from other weights apart."""
+    config = 'configs/camvid/fma-nano_fpn_1xb8-8k_camvid-360x480.py'
+    line = dict(LINE, dataset='camvid', metric='mIoU', config=config)
+    started = dict(line, name='camvid/fma-pretrained', start='z')
+    write(tmp_path / 'experiments.jsonl', line, dict(line, seed=1, value=92.),
+          dict(line, name='camvid/x', options={'model.a': 1}, value=2.),
+          started)
+    text = tables.TABLES['models, camvid']()
+    assert '| 91.50 ± 0.71 | 91.00 | – |' in text
+    write(tmp_path / 'experiments.jsonl', started)
+    assert '| – | 91.00 | – |' in tables.TABLES['models, camvid']()
+    write(tmp_path / 'experiments.jsonl', line, dict(line, protocol='reduced'))
+    with pytest.raises(SystemExit, match='results of two protocols'):
+        tables.TABLES['models, camvid']()
 
 
-def test_targets(tables, tmp_path) -> None:
-    """Differences seed by seed; of bits per character, less is better."""
-    rows = []
-    for name, values in {
-            'camvid/fma': [20.],
-            'camvid/fma-pretrained': [30., 34.],
-            'camvid/window-pretrained': [29., 31., 50.],
-            'camvid/full-pretrained': [30.5]
-    }.items():
-        rows += [
-            dict(LINE, name=name, metric='mIoU', seed=seed, value=value)
-            for seed, value in enumerate(values)
-        ]
-    for name, value in (('fma', 2.), ('full', 2.03), ('fmmformer', 1.9)):
-        rows.append(
-            dict(LINE, name=f'books/{name}-1k', metric='bpc', value=value))
-    write(tmp_path / 'experiments.jsonl', *rows)
-    text = tables.TABLES['targets']()
-    assert ('| CamVid, pretrained: `fma` over `window` | +1 | +2.00 ± 1.41 | '
-            '2 | yes |') in text
-    assert ('| CamVid, pretrained: `fma` over `full` | -0.3 | -0.50 | 1 | no '
-            '|') in text
-    assert '| books, 1k: `fma` over `full` | -0.02 | +0.030 | 1 | yes |' in \
-        text
-    assert '`fma` over `fmmformer` | +0 | -0.100 | 1 | no |' in text
-    assert text.count('\n| ') == 2 + 4  # the head and these
+WEIGHTS = 'demo/weights/fma-nano_fpn_street8.pth'
 
 
-def test_softmax_shares(tables, tmp_path) -> None:
-    record = dict(
+@pytest.fixture
+def shipped(tmp_path) -> dict:
+    """A run, and a test of its weights, rounded."""
+    test = dict(
         config=CONFIG,
-        batches=2,
-        shares={
-            'backbone.a': dict(learned=[.25, .5, .25], even=[.2, .3, .5]),
-            'backbone.b': dict(learned=[.9, .1], even=[.6, .4]),
-            'backbone.c': dict(learned=[1.], even=[1.])
+        checkpoint=WEIGHTS,
+        metrics={
+            'accuracy/top5': 99.,
+            'accuracy/top1': 90.25
         })
-    (tmp_path / 'softmax_shares').mkdir()
-    (tmp_path / 'softmax_shares/x.json').write_text(json.dumps(record))
-    text = tables.TABLES['softmax shares']()
-    assert '| `a` | 25.0 / 20.0 | 50.0 / 30.0 | 25.0 / 50.0 |' in text
-    assert '| `b` | 90.0 / 60.0 | 10.0 / 40.0 | – |' in text
-    assert '`c`' not in text
-
-
-def test_models_and_metafile(tables, tmp_path) -> None:
-    """Only from scratch, unchanged; written once, taken out again."""
-    text = (ROOT / 'configs/cifar10/metafile.yml').read_text()
-    lines = [
-        LINE,
-        dict(LINE, seed=1, value=92.),
-        dict(LINE, name='cifar10/x', options={'model.a': 1}, value=2.),
-        dict(LINE, name='cifar10/y', start='z', value=3.)
-    ]
-    write(tmp_path / 'experiments.jsonl', *lines)
-    models = filled_models(tables, text, tmp_path)
-    wanted = dict(
-        Task='Image Classification',
-        Dataset='CIFAR-10',
-        Metrics={'Top 1 Accuracy': 91.5})
-    found = {c: m['Results'] for c, m in models.items() if 'Results' in m}
-    assert found == {CONFIG: [wanted]}
-    assert not any('Weights' in model for model in models.values())
-    assert '| 91.50 ± 0.71 | – |' in tables.TABLES['models, cifar10']()
-    # Without results the file is what it was.
-    bare = tables.experiments.fill_metafile(text, tmp_path / 'none')
-    filled = tables.experiments.fill_metafile(text, tmp_path)
-    assert tables.experiments.fill_metafile(filled, tmp_path / 'none') == bare
-
-
-def test_shipped_weights_in_pages_and_metafile(tables, tmp_path) -> None:
-    """Results are those of the weights, where there are some."""
-    text = (ROOT / 'configs/cifar10/metafile.yml').read_text()
     write(tmp_path / 'experiments.jsonl', LINE)
-    write(
-        tmp_path / 'zoo/x.json',
-        dict(
-            config=CONFIG,
-            checkpoint='demo/weights/x.pth',
-            metrics={
-                'accuracy/top5': 99.,
-                'accuracy/top1': 90.25
-            }))
-    model = filled_models(tables, text, tmp_path)[CONFIG]
-    assert model['Weights'] == 'demo/weights/x.pth'
-    assert model['Results'][0]['Metrics'] == {'Top 1 Accuracy': 90.25}
-    assert ('| 91.00 | [model](../../demo/weights/x.pth), 90.25 |'
-            in tables.TABLES['models, cifar10']())
-    assert '| `demo/weights/x.pth` | CIFAR-10 | top-1, % | 90.25 |' in \
+    write(tmp_path / 'zoo/full/cifar10/fma/seed0.json', test)
+    return test
+
+
+def test_shipped_weights_in_pages(tables, tmp_path, shipped) -> None:
+    text = (ROOT / 'configs/cifar10/metafile.yml').read_text()
+    bare = tables.zoo.fill_metafile(text, tmp_path / 'none')
+    filled = tables.zoo.fill_metafile(bare, tmp_path)
+    assert tables.zoo.fill_metafile(filled, tmp_path) == filled
+    assert tables.zoo.fill_metafile(filled, tmp_path / 'none') == bare
+    wanted = dict(
+        Weights=WEIGHTS,
+        Training='full protocol, cifar10/fma, seed 0',
+        Results=[
+            dict(
+                Task='Image Classification',
+                Dataset='CIFAR-10',
+                Metrics={'Top 1 Accuracy': 90.25})
+        ])
+    for model in yaml.safe_load(filled)['Models']:
+        found = {k: v for k, v in model.items() if k in wanted}
+        assert found == (wanted if model['Config'] == CONFIG else {})
+    assert f'| 91.00 | [model](../../{WEIGHTS}) |' in \
+        tables.TABLES['models, cifar10']()
+    assert (f'| `{WEIGHTS}` | `cifar10/fma`, seed 0 | top-1, % | 91.00 | '
+            '90.25 |') in tables.TABLES['zoo']()
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(config='configs/x.py'), 'not the config of a run full/cifar10/fma'),
+    (dict(checkpoint='demo/weights/none.pth'), 'not a file of this repo'),
+    (dict(checkpoint=str(ROOT / WEIGHTS)), 'not a file of this repository'),
+    (dict(metrics={'mIoU': 1.}), 'has no metric top1'),
+])
+def test_wrong_tests_of_weights(tables, tmp_path, shipped, change,
+                                message) -> None:
+    path = tmp_path / 'zoo/full/cifar10/fma/seed0.json'
+    write(path, dict(shipped, **change))
+    with pytest.raises(SystemExit, match=message):
         tables.TABLES['zoo']()
-    (tmp_path / 'zoo/y.json').write_text('{"config": ')
-    with pytest.raises(SystemExit, match='y.json cannot be read'):
+    path.write_text('[1]')
+    with pytest.raises(SystemExit, match='has no config, checkpoint, metrics'):
+        tables.TABLES['zoo']()
+    path.write_text('{"config": ')
+    with pytest.raises(SystemExit, match='seed0.json cannot be read'):
         tables.TABLES['zoo']()
 
 
-ZOO = sorted((ROOT / 'benchmarks/results/zoo').glob('*.json'))
+ZOO = sorted((ROOT / 'benchmarks/results/zoo').rglob('*.json'))
 
 
-@pytest.mark.parametrize('path', ZOO, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', ZOO, ids=lambda p: p.parent.name)
 def test_shipped_weights_load(path: Path) -> None:
     """As ``init_cfg`` of a backbone, and into the config they are of."""
     pytest.importorskip('mmseg')
     pytest.importorskip('mmpretrain')
     import torch
 
-    from fma_vision.engine import load_config
+    from fma_vision.engine import check_checkpoint, load_config
     from fma_vision.models import FMATransformer
+    from fma_vision.utils.configs import build_model
     test = json.loads(path.read_text())
     weights = ROOT / test['checkpoint']
     assert weights.stat().st_size <= 15e6
     cfg = load_config(str(ROOT / test['config']))
+    check_checkpoint(build_model(cfg), str(weights))
     arguments = dict(cfg.model.backbone)
     arguments.pop('type')
     arguments['init_cfg'] = dict(
@@ -284,6 +265,7 @@ def test_resolutions(tables, tmp_path) -> None:
         name='camvid/fma-hierarchical',
         dataset='camvid',
         attention='fma',
+        start=None,
         **MACHINE)
     write(
         tmp_path / 'resolution.jsonl',
@@ -298,3 +280,4 @@ def test_resolutions(tables, tmp_path) -> None:
     assert ('| CamVid, FMA (hierarchical) | 2 × | 720 × 960 | 61.23 | 12 | 3 |'
             in text)
     assert 'Out of memory: CamVid, FMA (hierarchical) at 4 ×.' in text
+    assert 'Full protocol:' in text and "--protocol full --only" in text

@@ -147,8 +147,8 @@ def test(args: argparse.Namespace) -> dict:
         dict[str, float]: The metrics.
     """
     from fma_vision.engine import (UserError, build_runner, check_checkpoint,
-                                   check_data, load_config, prepare,
-                                   select_device, set_work_dir)
+                                   check_data, drop_averaging, load_config,
+                                   prepare, select_device, set_work_dir)
     select_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.config, args.work_dir)
@@ -157,10 +157,7 @@ def test(args: argparse.Namespace) -> dict:
     if cfg.get('test_dataloader') is None:
         raise UserError(f'{args.config} has no test_dataloader')
     cfg.load_from = args.checkpoint
-    # Averaging hooks have done their work: the checkpoint holds the average.
-    cfg.custom_hooks = [
-        h for h in cfg.get('custom_hooks') or [] if h.get('type') != 'EMAHook'
-    ]
+    drop_averaging(cfg)
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.tta:

@@ -100,6 +100,20 @@ def drop_validation(cfg: Config) -> None:
     cfg.get('default_hooks', {}).get('checkpoint', {}).pop('save_best', None)
 
 
+def drop_averaging(cfg: Config) -> None:
+    """Leave out hooks that average weights, which have done their work.
+
+    Their checkpoints hold the average as the model's weights.
+
+    Args:
+        cfg (Config): Changed in place.
+    """
+    cfg.custom_hooks = [
+        hook for hook in cfg.get('custom_hooks') or []
+        if hook.get('type') != 'EMAHook'
+    ]
+
+
 def datasets_of(node: Any) -> Iterator[dict]:
     """The dataset dicts inside a dataloader config, wrappers unfolded.
 

@@ -21,11 +21,10 @@ Shares = Dict[str, Dict[str, List[float]]]
 
 def _levels_of(query: Tensor, options: Dict[str, Any]) -> Hierarchy:
     """The cells of a call of :func:`fma_kernels.fma2d` or ``fma1d``."""
-    found = Hierarchy(
+    return Hierarchy(
         tuple(query.shape[1:-2]), options['cell_size'],
         options.get('num_levels'), options['rank'],
-        options.get('causal', False))
-    return found if options.get('num_levels') is not None else found.trimmed()
+        options.get('causal', False)).trimmed()
 
 
 def softmax_shares(op: Callable[..., Tensor], query: Tensor, key: Tensor,
@@ -42,7 +41,8 @@ def softmax_shares(op: Callable[..., Tensor], query: Tensor, key: Tensor,
 
     Returns:
         list[float]: Of the near field, then of the levels from the finest;
-        their sum is 1. Means over queries that see anything, and heads.
+        their sum is 1. Means over heads and over the real tokens that see
+        anything; empty if there are none.
 
     Raises:
         ValueError: The hierarchy has as many levels as a head has channels.
@@ -69,11 +69,14 @@ def softmax_shares(op: Callable[..., Tensor], query: Tensor, key: Tensor,
         if options.get(name) is not None:
             options[name] = [x.float() for x in options[name]]
     options.pop('dropout_p', None)
-    found = op(query.float(), key.float(), mark(query.shape[:-2], 0),
-               **options)
-    found = found[..., :tree.num_levels + 1].flatten(0, -2)
+    with torch.autocast(query.device.type, enabled=False):
+        found = op(query.float(), key.float(), mark(query.shape[:-2], 0),
+                   **options)
+    found = found[..., :tree.num_levels + 1]
     seen = found.sum(-1) > .5
-    return found[seen].mean(0).tolist()
+    if options.get('key_mask') is not None:
+        seen = seen & options['key_mask'][..., None]
+    return found[seen].mean(0).tolist() if seen.any() else []
 
 
 @contextmanager
@@ -88,7 +91,8 @@ def record_shares(model: nn.Module) -> Iterator[Shares]:
         dict[str, dict[str, list[float]]]: By the layer's name, means over
         the calls so far, see :func:`softmax_shares`: ``'learned'``, and
         ``'even'``, what equal logits would give: the share of the tokens,
-        where summaries weigh by their mass.
+        where summaries weigh by their mass. Layers that did not run are
+        left out; text written token by token is not recorded.
 
     Raises:
         ValueError: The model has no such layer.
@@ -102,15 +106,17 @@ def record_shares(model: nn.Module) -> Iterator[Shares]:
     if not layers:
         raise ValueError('the model has no FMAttention layer')
     calls: Dict[Tuple[str, str], List[List[float]]] = defaultdict(list)
-    found: Shares = {name: {} for name in layers}
+    found: Shares = {}
     running: List[str] = []
 
     def note(kind: str, shares: List[float]) -> None:
         """Add a call of the layer that runs to its means."""
+        if not shares:
+            return
         rows = calls[running[-1], kind]
         rows.append(shares)
         # Maps of other sizes may have other numbers of levels.
-        found[running[-1]][kind] = [
+        found.setdefault(running[-1], {})[kind] = [
             sum(column) / len(rows)
             for column in zip_longest(*rows, fillvalue=0.)
         ]
@@ -134,13 +140,17 @@ def record_shares(model: nn.Module) -> Iterator[Shares]:
 
         return call
 
-    hooks = []
-    for name, layer in layers.items():
-        hooks.append(
-            layer.register_forward_pre_hook(
-                lambda *_, name=name: running.append(name)))
-        hooks.append(
-            layer.register_forward_hook(lambda *_: running.pop() and None))
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: running.append(name)
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    hooks = [
+        hook for name, layer in layers.items()
+        for hook in (layer.register_forward_pre_hook(enter(name)),
+                     layer.register_forward_hook(leave))
+    ]
     ops = {op: recorded(getattr(attention, op)) for op in ('fma1d', 'fma2d')}
     try:
         with mock.patch.multiple(attention, **ops):

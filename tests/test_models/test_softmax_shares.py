@@ -20,8 +20,9 @@ def dense_shares(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     logits = torch.einsum('bqhd,bkhd->bhqk', query.flatten(1, tree.ndim),
                           keys) * layer.head_dim**-.5
     sizes = [tree.num_tokens, *tree.level_sizes]
-    mass = torch.cat([torch.ones(tree.num_tokens)] + [
-        m.flatten().float() for m in masses(tree, None, x.device)])
+    mass = torch.cat(
+        [torch.ones(tree.num_tokens)] +
+        [m.flatten().float() for m in masses(tree, None, x.device)])
     logits = logits + mass.log()
     hidden = ~visibility(tree)
     weights = logits.masked_fill(hidden, -torch.inf).softmax(-1)
@@ -57,15 +58,62 @@ def test_shares_of_a_layer(backend: str) -> None:
 
 def test_causal_sequence_and_mean_over_calls() -> None:
     layer = FMAttention1D(
-        32, 2, cell_size=4, causal=True, positions='rotary',
+        32,
+        2,
+        cell_size=4,
+        causal=True,
+        positions='rotary',
         summaries='hierarchical').eval()
     with record_shares(layer) as found, torch.no_grad():
-        layer(torch.randn(1, 64, 32))
+        # The layer itself is the model, and its output stays one.
+        assert layer(torch.randn(1, 64, 32)).shape == (1, 64, 32)
         layer(torch.randn(1, 16, 32))
     (shares, ) = found.values()
     for values in shares.values():
         assert sum(values) == pytest.approx(1, abs=1e-5)
         assert min(values) >= 0 and values[1] > 0
+
+
+def test_masked_tokens_neither_ask_nor_answer() -> None:
+    layer = FMAttention2D(32, 2, cell_size=2).eval()
+    x = torch.randn(1, 12, 12, 32)
+    mask = torch.ones(1, 12, 12, dtype=torch.bool)
+    mask[:, :, 6:] = False
+    with record_shares(layer) as found, torch.no_grad():
+        layer(x, key_mask=~mask & mask)  # nobody there: not a call to count
+        assert not found
+        layer(x, key_mask=mask)
+        layer(x.masked_fill(~mask[..., None], torch.nan), key_mask=mask)
+    # Seen from the left half alone: cells, cut at its borders.
+    alone = FMAttention2D(32, 2, cell_size=2).eval()
+    alone.load_state_dict(layer.state_dict())
+    with record_shares(alone) as wanted, torch.no_grad():
+        alone(x[:, :, :6])
+    for kind in ('learned', 'even'):
+        assert found[''][kind][0] == pytest.approx(
+            wanted[''][kind][0], abs=1e-5)
+        assert sum(found[''][kind]) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    'options', [
+        dict(pool_queries=True),
+        dict(positions='rotary', summaries='conv'),
+        dict(positions='relative', num_levels=5),
+        dict(mass=False, rank=2)
+    ],
+    ids=str)
+def test_forms(options: dict) -> None:
+    """Every form, in bfloat16 as well: shares of one whole."""
+    layer = FMAttention2D(32, 2, cell_size=2, **options).eval()
+    levels = layer.hierarchy(17, 14).num_levels
+    with record_shares(layer) as found, torch.no_grad():
+        with torch.autocast('cpu', torch.bfloat16):
+            layer(torch.randn(1, 17, 14, 32))
+    for values in found[''].values():
+        assert len(values) == levels + 1
+        assert sum(values) == pytest.approx(1, abs=1e-5)
+        assert min(values) > 0
 
 
 def test_nothing_to_record() -> None:

@@ -24,8 +24,8 @@ import torch
 from mmengine.config import Config, DictAction
 
 from fma_vision.engine import (UserError, build_runner, check_checkpoint,
-                               check_data, load_config, prepare, run_tool,
-                               select_device, set_work_dir)
+                               check_data, drop_averaging, load_config,
+                               prepare, run_tool, select_device, set_work_dir)
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
 from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
@@ -130,6 +130,7 @@ def benchmark(args: argparse.Namespace) -> Dict[str, Any]:
     given = load_config(args.config, args.cfg_options)
     set_work_dir(given, args.config, args.work_dir)
     given.load_from = args.checkpoint
+    drop_averaging(given)
     rows: List[Dict[str, Any]] = []
     for scale in args.scales:
         cfg = enlarge(given, scale)

@@ -15,7 +15,7 @@ import argparse
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 if __name__ == '__main__':  # so that a checkout works without installing it
     _ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +25,8 @@ import torch
 from mmengine.config import DictAction
 
 from fma_vision.engine import (UserError, build_runner, check_checkpoint,
-                               check_data, load_config, prepare, run_tool,
-                               select_device, set_work_dir)
+                               check_data, drop_averaging, load_config,
+                               prepare, run_tool, select_device, set_work_dir)
 from fma_vision.utils.arguments import positive
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
@@ -56,35 +56,41 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(args: argparse.Namespace) -> Shares:
+def measure(args: argparse.Namespace) -> Tuple[Shares, int]:
     """Run a model over the first batches of its test data.
 
     Args:
         args: From :func:`parse_args`.
 
     Returns:
-        What :func:`fma_vision.utils.softmax_shares.record_shares` gives.
+        What :func:`fma_vision.utils.softmax_shares.record_shares` gives,
+        and how many batches there were.
 
     Raises:
-        UserError: The model has no FMA layer, or cannot be run.
+        UserError: The model has no FMA layer that runs, or cannot be run.
     """
     select_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.config, args.work_dir)
     cfg.load_from = args.checkpoint
+    drop_averaging(cfg)
     prepare(cfg, ('test_dataloader', ))
     runner = build_runner(cfg)
     check_checkpoint(runner.model, args.checkpoint)
     check_data(runner, 'test', args.checkpoint)
     runner.load_or_resume()
     runner.model.eval()
+    count = 0
     try:
         with record_shares(runner.model) as shares, torch.no_grad():
             for batch in islice(runner.test_loop.dataloader, args.batches):
                 runner.model.test_step(batch)
+                count += 1
     except ValueError as error:
         raise UserError(f'{args.config}: {error}') from error
-    return shares
+    if not shares:
+        raise UserError(f'{args.config}: no FMA layer ran')
+    return shares, count
 
 
 def table(shares: Shares) -> str:
@@ -103,17 +109,18 @@ def table(shares: Shares) -> str:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
-    shares = measure(args)
+    shares, count = measure(args)
     print(table(shares))
     if args.out:
+        from mmengine.device import get_device
         write_json(
             args.out,
             dict(
                 config=args.config,
                 checkpoint=args.checkpoint,
-                batches=args.batches,
+                batches=count,
                 shares=shares,
-                environment=collect_environment(args.device or 'cpu')))
+                environment=collect_environment(get_device())))
 
 
 if __name__ == '__main__':

@@ -174,11 +174,14 @@ def plain(value: Any) -> Any:
 
 def clean_config(text: str) -> str:
     """A dumped config without the places of the machine it ran on."""
-    return re.sub(
+    text = re.sub(
         r'^(work_dir|load_from|resume)\s*=\s*[^\n]*\n?',
         '',
         text,
         flags=re.MULTILINE)
+    # What a part began from is in the weights by now.
+    return re.sub(r"init_cfg=dict\([^()]*type='Pretrained'[^()]*\)",
+                  'init_cfg=None', text)
 
 
 def select_meta(content: Mapping[str, Any]) -> Dict[str, Any]:

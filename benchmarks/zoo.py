@@ -1,0 +1,187 @@
+"""The model zoo: shipped weights, tables of models, and metafiles.
+
+A shipped model is one run of the experiments; its test is kept as
+``zoo/PROTOCOL/NAME/seedN.json``, what ``tools/test.py CONFIG WEIGHTS --out``
+writes.
+"""
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from experiments import (ATTENTIONS, DATASETS, METRICS, PROTOCOLS, read_lines,
+                         read_object, spread)
+from markdown_table import table
+
+ROOT = Path(__file__).resolve().parents[1]
+# Folders of configs whose metafiles and pages are filled from the results.
+FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
+NOT_YET = 'not measured yet'
+
+
+def shipped(results: Path) -> Dict[str, Dict[str, Any]]:
+    """The shipped models by config.
+
+    Returns:
+        For each: ``checkpoint``, ``metric``, ``value``, and of the run that
+        it is of ``protocol``, ``name``, ``seed`` and ``trained``, the value
+        before the weights were rounded.
+
+    Raises:
+        SystemExit: A test is damaged, of another model, or of no run.
+    """
+    runs = {
+        f'{line["protocol"]}/{line["name"]}/seed{line["seed"]}': line
+        for line in read_lines(results / 'experiments.jsonl')
+    }
+    found: Dict[str, Dict[str, Any]] = {}
+    for path in sorted((results / 'zoo').rglob('*.json')):
+        test = read_object(path, 'config', 'checkpoint', 'metrics')
+        key = path.relative_to(results / 'zoo').with_suffix('').as_posix()
+        run, config, weights = runs.get(
+            key), test['config'], test['checkpoint']
+        if run is None or run['config'] != config:
+            raise SystemExit(f'{path} is of {config}, which is not the config '
+                             f'of a run {key} in experiments.jsonl')
+        if not (ROOT / weights).is_file() or Path(weights).is_absolute():
+            raise SystemExit(f'{path}: checkpoint {weights} is not a file of '
+                             'this repository')
+        if config in found:
+            raise SystemExit(f'{path}: {config} has weights already')
+        values = {k.rpartition('/')[2]: v for k, v in test['metrics'].items()}
+        if run['metric'] not in values:
+            raise SystemExit(f'{path} has no metric {run["metric"]}')
+        found[config] = dict(
+            checkpoint=weights,
+            metric=run['metric'],
+            value=values[run['metric']],
+            protocol=run['protocol'],
+            name=run['name'],
+            seed=run['seed'],
+            trained=run['value'])
+    return found
+
+
+def zoo(results: Path) -> Optional[str]:
+    """The shipped weights and what they score."""
+    models = shipped(results)
+    if not models:
+        return None
+    rows = [[
+        f'`{model["checkpoint"]}`', f'`{model["name"]}`, seed {model["seed"]}',
+        METRICS[model['metric']][0], f'{model["trained"]:.2f}',
+        f'{model["value"]:.2f}'
+    ] for model in models.values()]
+    title = '. '.join(
+        dict.fromkeys(PROTOCOLS[m['protocol']] for m in models.values()))
+    commands = '\n'.join(f'python tools/test.py {config} \\\n    '
+                         f'{model["checkpoint"]}'
+                         for config, model in models.items())
+    return (
+        f'{title}. Stored in float16:\n\n' +
+        table(['weights', 'run', 'metric', 'as trained', 'as shipped'], rows) +
+        f'\n\nWith the sets under `data/`:\n\n```bash\n{commands}\n```')
+
+
+def scores(results: Path) -> Dict[str, List[Dict[str, Any]]]:
+    """Results of unchanged models, by config.
+
+    Raises:
+        SystemExit: A config is used by two protocols.
+    """
+    found: Dict[str, List[Dict[str, Any]]] = {}
+    for line in read_lines(results / 'experiments.jsonl'):
+        if line['options']:
+            continue
+        lines = found.setdefault(line['config'], [])
+        if lines and lines[0]['protocol'] != line['protocol']:
+            raise SystemExit(f'{line["config"]} has results of two protocols')
+        lines.append(line)
+    return found
+
+
+def _entries(text: str) -> List[str]:
+    """A metafile's head and its models, one text each."""
+    return re.split(r'(?m)^(?=  - Name: .*\n    In Collection: )', text)
+
+
+def _field(entry: str, name: str) -> str:
+    return re.search(rf'(?m)^ +{name}: (.+)$', entry)[1]
+
+
+def _mean(lines: List[Dict[str, Any]], started: bool) -> str:
+    """The score of runs from scratch, or from other weights."""
+    values = [
+        line['value'] for line in lines
+        if (line['start'] is not None) == started
+    ]
+    return spread(values) if values else '–'
+
+
+def models(results: Path, folder: str) -> str:
+    """A family's models: sizes from its metafile, scores from the runs."""
+    known, weights = scores(results), shipped(results)
+    text = (ROOT / 'configs' / folder / 'metafile.yml').read_text()
+    segments = 'Head' in text
+    rows = []
+    for entry in _entries(text)[1:]:
+        name, config = _field(entry, '- Name'), _field(entry, 'Config')
+        kind = name.partition('-nano')[0]
+        attention = next(a for a in ATTENTIONS.values() if a[1] == kind)[2]
+        lines = known.get(config, [])
+        values = [_mean(lines, False)] + [_mean(lines, True)] * segments
+        if not lines:
+            values[0] = NOT_YET
+        link = '–'
+        if config in weights:
+            target = os.path.relpath(weights[config]['checkpoint'],
+                                     f'configs/{folder}')
+            link = f'[model]({target})'
+        rows.append([
+            f'[{name}]({name}.py)', attention,
+            f'{int(_field(entry, "Parameters")) / 1e6:.2f} M',
+            f'{int(_field(entry, "FLOPs")) / 1e9:.3f} G', *values, link
+        ])
+    head = ['Config', 'Attention', 'Parameters', 'MACs']
+    if segments:
+        head += ['mIoU, from scratch', 'mIoU, pretrained']
+    else:
+        head += ['Top-1']
+    return table([*head, 'Weights'], rows)
+
+
+def fill_metafile(text: str, results: Path) -> str:
+    """A metafile with the weights of its models and their results.
+
+    Args:
+        text: The metafile.
+        results: The folder of results.
+
+    Returns:
+        The metafile with ``Weights``, ``Training`` and ``Results`` for each
+        model that has weights, and none of these for the others.
+
+    Raises:
+        SystemExit: See :func:`shipped`.
+    """
+    known = shipped(results)
+    head, *entries = _entries(text)
+    for i, entry in enumerate(entries):
+        # A block ends where a line is indented as little as its first.
+        entry = re.sub(r'(?m)^    Results:\n(?:      .*\n)+', '', entry)
+        entry = re.sub(r'(?m)^    (?:Weights|Training): .*\n', '', entry)
+        config = _field(entry, 'Config')
+        if config in known:
+            model = known[config]
+            _, task, title = METRICS[model['metric']]
+            entry = (f'{entry.rstrip()}\n'
+                     f'    Weights: {model["checkpoint"]}\n'
+                     f'    Training: {model["protocol"]} protocol, '
+                     f'{model["name"]}, seed {model["seed"]}\n'
+                     '    Results:\n'
+                     f'      - Task: {task}\n'
+                     f'        Dataset: {DATASETS[Path(config).parent.name]}\n'
+                     '        Metrics:\n'
+                     f'          {title}: {model["value"]:.2f}\n')
+        entries[i] = entry
+    return head + ''.join(entries)

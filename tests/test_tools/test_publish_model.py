@@ -18,7 +18,12 @@ work_dir = '/home/someone/run'
 load_from = '/home/someone/start.pth'
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='LeNet5'),
+    backbone=dict(
+        type='LeNet5',
+        init_cfg=dict(
+            checkpoint='/home/someone/begin.pth',
+            prefix='backbone.',
+            type='Pretrained')),
     head=dict(type='LinearClsHead', num_classes=3, in_channels=4))
 resume = False
 '''

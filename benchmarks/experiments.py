@@ -140,9 +140,16 @@ def places(lines: List[Dict[str, Any]], only: str = '') -> str:
         only: What is asked of the driver; by default the data sets of the
             lines, and those that they start from.
     """
-    machines = dict.fromkeys(
-        f'{line["device"]}, torch {line["versions"]["torch"]}, commit '
-        f'{(line["commit"] or "unknown")[:10]}' for line in lines)
+    commits: Dict[str, List[str]] = {}
+    for line in lines:
+        known = commits.setdefault(
+            f'{line["device"]}, torch {line["versions"]["torch"]}', [])
+        commit = (line['commit'] or 'unknown')[:10]
+        known += [commit] * (commit not in known)
+    machines = [
+        f'{machine}, commit {", ".join(found)}'
+        for machine, found in commits.items()
+    ]
     if not only:
         starts = [line['start'] for line in lines if line.get('start')]
         names = starts + [line['name'] for line in lines]
@@ -152,8 +159,11 @@ def places(lines: List[Dict[str, Any]], only: str = '') -> str:
             f'--protocol {lines[0]["protocol"]} --only {only}`')
 
 
-def _number(value: Optional[float], form: str = ',.0f') -> str:
-    return '–' if value is None else f'{value:{form}}'
+def _number(value: Optional[float]) -> str:
+    """Whole, or with two digits; a dash for what was not measured."""
+    if value is None:
+        return '–'
+    return f'{value:,.0f}' if value >= 10 else f'{value:.2g}'
 
 
 def _length(line: Dict[str, Any]) -> str:
@@ -179,15 +189,22 @@ def comparison(results: Path, dataset: str) -> Optional[str]:
             spread([line['value']
                     for line in group], 3 if metric == 'bpc' else 2),
             str(len(group)),
-            _number(group[0][f'{speed}_per_second']),
-            _number(group[0]['training_memory'])
+            _number(group[0][f'{speed}_per_second'])
         ] for group in groups(lines)]
-        parts.append(
-            f'{DATASETS[dataset]}. {PROTOCOLS[protocol]}; training speed and '
-            'memory are of the first seed:\n\n' + table([
-                'attention', 'params, M', 'GMACs', 'training', METRICS[metric]
-                [0], 'seeds', f'{speed}/s', 'MiB'
-            ], rows) + f'\n\n{places(lines)}')
+        head = [
+            'attention', 'params, M', 'GMACs', 'training', METRICS[metric][0],
+            'seeds', f'{speed}/s'
+        ]
+        of_first = 'training speed is'
+        # Only CUDA's allocator is asked.
+        if any(line['training_memory'] for line in lines):
+            head.append('MiB')
+            of_first = 'training speed and memory are'
+            for row, group in zip(rows, groups(lines)):
+                row.append(_number(group[0]['training_memory']))
+        parts.append(f'{DATASETS[dataset]}. {PROTOCOLS[protocol]}; {of_first} '
+                     f'of the first seed:\n\n{table(head, rows)}\n\n'
+                     f'{places(lines)}')
     return '\n\n'.join(parts) or None
 
 

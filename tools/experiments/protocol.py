@@ -318,7 +318,8 @@ def reduced() -> List[Run]:
             name=f'ablations/{name}') for name in _REDUCED_ABLATIONS
     ]
     several = ('tiny_imagenet100/fma', 'tiny_imagenet100/window',
-               'camvid/fma-pretrained', 'camvid/window-pretrained')
+               'camvid/fma-pretrained', 'camvid/window-pretrained',
+               'dubai_aerial/fma-pretrained', 'dubai_aerial/window-pretrained')
     return runs + [
         replace(run, seed=seed, scales=()) for seed in (1, 2)
         for run in runs if run.name in several

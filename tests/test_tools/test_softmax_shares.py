@@ -25,8 +25,8 @@ def test_tool(load_script, tmp_path, capsys) -> None:
                         dict(train=1, test=1))
     arguments = []
     for kind in ('fma', 'swin'):
-        config, weights = (tmp_path / f'{kind}{suffix}'
-                           for suffix in ('.py', '.pth'))
+        config, weights = (
+            tmp_path / f'{kind}{suffix}' for suffix in ('.py', '.pth'))
         small_config(
             ROOT / f'configs/cifar10/{kind}-nano-p2_1xb64-300_cifar10-32px.py',
             tmp_path, config)

@@ -14,16 +14,10 @@ test_dataloader = dict(num_workers=0, persistent_workers=False)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=30),
     dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=0.01,
-        by_epoch=False,
-        begin=30)
+        type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=30)
 ]
 train_cfg = dict(
-    _delete_=True,
-    type='IterBasedTrainLoop',
-    max_iters=300,
-    val_interval=150)
+    _delete_=True, type='IterBasedTrainLoop', max_iters=300, val_interval=150)
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=False),

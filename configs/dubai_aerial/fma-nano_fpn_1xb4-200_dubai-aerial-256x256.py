@@ -28,11 +28,7 @@ test_dataloader = dict(num_workers=0, persistent_workers=False)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=30),
     dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=0.01,
-        by_epoch=False,
-        begin=30)
+        type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=30)
 ]
 train_cfg = dict(max_iters=200, val_interval=100)
-default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval=100))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100))

@@ -132,29 +132,26 @@ def label(line: Dict[str, Any]) -> str:
     return text + (f' ({rest[1:]})' if rest else '')
 
 
-def places(lines: List[Dict[str, Any]], only: str = '') -> str:
+def places(lines: List[Dict[str, Any]]) -> str:
     """The machines and the software, each once, and the command.
 
     Args:
-        lines: Of one protocol.
-        only: What is asked of the driver; by default the data sets of the
-            lines, and those that they start from.
+        lines: Of one protocol. The driver is asked for their data sets and
+            those that they start from.
     """
-    commits: Dict[str, List[str]] = {}
+    commits: Dict[str, Dict[str, None]] = {}
     for line in lines:
-        known = commits.setdefault(
-            f'{line["device"]}, torch {line["versions"]["torch"]}', [])
+        machine = f'{line["device"]}, torch {line["versions"]["torch"]}'
         commit = (line['commit'] or 'unknown')[:10]
-        known += [commit] * (commit not in known)
+        commits.setdefault(machine, {})[commit] = None
     machines = [
         f'{machine}, commit {", ".join(found)}'
         for machine, found in commits.items()
     ]
-    if not only:
-        starts = [line['start'] for line in lines if line.get('start')]
-        names = starts + [line['name'] for line in lines]
-        only = ' '.join(
-            dict.fromkeys(f"'{name.partition('/')[0]}/*'" for name in names))
+    starts = [line['start'] for line in lines if line.get('start')]
+    names = starts + [line['name'] for line in lines]
+    only = ' '.join(
+        dict.fromkeys(f"'{name.partition('/')[0]}/*'" for name in names))
     return (f'{"; ".join(machines)}; `python tools/experiments/run.py '
             f'--protocol {lines[0]["protocol"]} --only {only}`')
 

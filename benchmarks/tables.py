@@ -8,7 +8,6 @@ No number is typed by hand: what was not measured leaves its place empty. The
 results of the experiments go into metafiles, too.
 """
 import argparse
-import json
 import re
 import sys
 from math import prod
@@ -37,10 +36,7 @@ def load(name: str) -> Optional[dict]:
         SystemExit: It is damaged.
     """
     path = RESULTS / f'{name}.json'
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
-        raise SystemExit(f'{path} cannot be read: {error}')
+    return experiments.read_object(path) if path.exists() else None
 
 
 def where(environment: dict) -> str:

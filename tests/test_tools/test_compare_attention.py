@@ -624,7 +624,8 @@ def test_tables(every_layer, load_script, monkeypatch, tmp_path):
     row = next(r for r in every_layer.maps['rows']
                if r['layer'] == 'FMA' and r['shape'] == [12, 12])
     assert '12 × 12, ms' in text and '| 600, MiB |' in text
-    assert tables.number(row['seconds']['median'] * 1e3) in text
+    number = load_script('benchmarks/report/formats.py').number
+    assert number(row['seconds']['median'] * 1e3) in text
     assert 'MANO' not in text
     details = tables.TABLES['attention layers, details']()
     assert details.count('`MANOAttention`') == 4

@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from experiments import (ATTENTIONS, DATASETS, METRICS, PROTOCOLS, read_lines,
-                         read_object, spread)
-from markdown_table import table
+from .experiments import ATTENTIONS, DATASETS, METRICS, PROTOCOLS
+from .formats import spread, table
+from .reading import read_lines, read_object
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Folders of configs whose metafiles and pages are filled from the results.
 FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
 NOT_YET = 'not measured yet'

@@ -4,14 +4,12 @@ Read from ``experiments.jsonl``, ``resolution.jsonl`` and
 ``ablations/*.jsonl``, which `tools/experiments/run.py collect` writes, and
 from ``softmax_shares/*.json``.
 """
-import json
-from math import sqrt
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from markdown_table import table
+from .formats import spread, table
+from .reading import read_lines, read_object
 
-ROOT = Path(__file__).resolve().parents[1]
 DATASETS = {
     'tiny_imagenet100': 'Tiny ImageNet, first 100 classes',
     'cifar10': 'CIFAR-10',
@@ -58,50 +56,6 @@ PROTOCOLS = {
     '**Reduced protocol**: minutes a run on one CPU core, far from '
     'converged, so that these numbers rank nothing but early learning',
 }
-
-
-def read_lines(path: Path) -> List[Dict[str, Any]]:
-    """The lines of a file of results; none where it is not there.
-
-    Raises:
-        SystemExit: A line is damaged.
-    """
-    if not path.is_file():
-        return []
-    found = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
-        try:
-            found.append(json.loads(text))
-        except ValueError as error:
-            raise SystemExit(f'{path}, line {number} cannot be read: {error}')
-    return found
-
-
-def read_object(path: Path, *keys: str) -> Dict[str, Any]:
-    """A file of one JSON object.
-
-    Raises:
-        SystemExit: It is damaged, or lacks one of the keys.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise SystemExit(f'{path} cannot be read: {error}')
-    missing = [
-        k for k in keys if not isinstance(found, dict) or k not in found
-    ]
-    if missing:
-        raise SystemExit(f'{path} has no {", ".join(missing)}')
-    return found
-
-
-def spread(values: List[float], digits: int = 2, sign: str = '') -> str:
-    """The mean, and the standard deviation where there are several."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f'{mean:{sign}.{digits}f}'
-    square = sum((value - mean)**2 for value in values) / (len(values) - 1)
-    return f'{mean:{sign}.{digits}f} ± {sqrt(square):.{digits}f}'
 
 
 def groups(lines: List[Dict[str, Any]]) -> List[List[Dict[str, Any]]]:

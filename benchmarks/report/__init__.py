@@ -1,0 +1,1 @@
+"""The tables of results, a module for each subject."""

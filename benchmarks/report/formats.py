@@ -1,0 +1,62 @@
+"""How numbers, machines and tables are written."""
+from math import sqrt
+from typing import List, Optional
+
+
+def table(head: List[str], rows: List[List[str]]) -> str:
+    """A Markdown table; the first column is text, the others numbers."""
+    lines = [head, ['---'] + ['--:'] * (len(head) - 1), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def where(environment: dict) -> str:
+    """One line about the machine and the software."""
+    commit = (environment.get('commit') or {}).get('hash', 'unknown')[:10]
+    return (f'{environment["cpu"]}, {environment["threads"]} threads, '
+            f'torch {environment["packages"]["torch"]}, commit {commit}, '
+            f'seed {environment["seed"]}')
+
+
+def where_gpu(environment: dict) -> str:
+    """One line about the GPU and the software."""
+    commit = (environment['commit'] or {}).get('hash', 'unknown')[:10]
+    packages = environment['packages']
+    return (f'{environment.get("device_name", environment["cpu"])}, torch '
+            f'{packages["torch"]}, triton {packages.get("triton", "none")}, '
+            f'commit {commit}, seed {environment["seed"]}; '
+            '`kernels/benchmarks/gpu.sh`')
+
+
+def where_run(environment: dict) -> str:
+    """:func:`where`, with the GPU where one was used."""
+    place = where(environment)
+    name = environment.get('device_name')
+    return f'{name}, {place}' if name else place
+
+
+def milliseconds(summary: dict) -> str:
+    return f'{summary["median"] * 1e3:.0f}'
+
+
+def number(value: Optional[float], unit: str = '') -> str:
+    """Three digits, or a dash for what was not measured."""
+    if value is None:
+        return '–'
+    return (f'{value:.0f}' if value >= 100 else f'{value:.3g}') + unit
+
+
+def short(count: Optional[float]) -> str:
+    """Three digits and a unit."""
+    for size, unit in ((1e12, ' T'), (1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
+        if count and count >= size:
+            return f'{count / size:.3g}{unit}'
+    return number(count)
+
+
+def spread(values: List[float], digits: int = 2, sign: str = '') -> str:
+    """The mean, and the standard deviation where there are several."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f'{mean:{sign}.{digits}f}'
+    square = sum((value - mean)**2 for value in values) / (len(values) - 1)
+    return f'{mean:{sign}.{digits}f} ± {sqrt(square):.{digits}f}'

@@ -48,7 +48,7 @@ TARGETS = (
     ('books', 'fma', 'fma-avg', 0.),
 )
 # What may follow the attention's name in two runs that are compared.
-KINDS = ('', '-pretrained', '-1k', '-4k')
+KINDS = ('', '-mild', '-mild-p2', '-pretrained', '-1k', '-4k')
 PROTOCOLS = {
     'full':
     'Full protocol',

@@ -16,6 +16,8 @@ from .reading import read_lines, read_object
 ROOT = Path(__file__).resolve().parents[2]
 # Folders of configs whose metafiles and pages are filled from the results.
 FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
+# What follows the attention's name in runs of a config without changes.
+AS_THEY_ARE = ('', '-pretrained', '-mild')
 NOT_YET = 'not measured yet'
 
 
@@ -84,14 +86,15 @@ def zoo(results: Path) -> Optional[str]:
 
 
 def scores(results: Path) -> Dict[str, List[Dict[str, Any]]]:
-    """Results of unchanged models, by config.
+    """Results of configs as they are, by config.
 
     Raises:
         SystemExit: A config is used by two protocols.
     """
     found: Dict[str, List[Dict[str, Any]]] = {}
     for line in read_lines(results / 'experiments.jsonl'):
-        if line['options']:
+        what = line['name'].partition('/')[2]
+        if what.removeprefix(line['attention']) not in AS_THEY_ARE:
             continue
         lines = found.setdefault(line['config'], [])
         if lines and lines[0]['protocol'] != line['protocol']:

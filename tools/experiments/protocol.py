@@ -127,6 +127,7 @@ _HIERARCHICAL = {
     f'{_CELLS}.summaries.type': 'hierarchical',
     f'{_CELLS}.summaries.shared': True,
 }
+_RELATIVE = {f'{_CELLS}.positions': 'relative'}
 # What changes in FMA with cells of 4, rank 1, averages and mass.
 ABLATIONS: Dict[str, Dict[str, Any]] = {
     'cell-2': {
@@ -264,6 +265,55 @@ _REDUCED_ABLATIONS = ('cell-2', 'cell-8', 'rank-4', 'levels-1', 'mass-off',
                       'summaries-grouped_conv', 'summaries-hierarchical',
                       'position-none', 'position-rotary', 'position-relative')
 
+# Where classification leaves the layers alike: milder augmentation.
+_MILD = {
+    'tiny_imagenet100':
+    'configs/tiny_imagenet100/{}-nano-p4_1xb64-1k-mild_tiny-in100-64px.py',
+}
+
+
+def _tried() -> List[Run]:
+    """Changes of FMA and of its training, tried where it is not ahead."""
+    runs = []
+    for attention in ('fma', 'window'):
+        mild = partial(twin, _MILD, 'tiny_imagenet100', attention, **_REDUCED)
+        runs += [
+            mild('-mild'),
+            # 32 x 32 tokens, as in the full protocol.
+            mild('-mild-p2', options={'model.backbone.patch_size': 2})
+        ]
+    run = partial(twin, REDUCED_CONFIGS, 'tiny_imagenet100')
+    runs += [
+        run(attention,
+            f'-250-lr{rate:g}',
+            amp=True,
+            train_options={
+                **_REDUCED['train_options'], 'train_cfg.max_iters': 250,
+                'optim_wrapper.optimizer.lr': rate
+            }) for attention in ('fma', 'window')
+        for rate in (3e-4, 1e-3, 3e-3)
+    ]
+    changes = {
+        '-cell-2': ABLATIONS['cell-2'],
+        '-hierarchical': ABLATIONS['summaries-hierarchical'],
+        # As the twin's windows have.
+        '-relative': _RELATIVE,
+    }
+    runs += [
+        run('fma', what, options=options, **_REDUCED)
+        for what, options in changes.items()
+    ]
+    return runs + [
+        twin(
+            REDUCED_CONFIGS,
+            dataset,
+            'fma',
+            '-mass-off-pretrained',
+            options=ABLATIONS['mass-off'],
+            start='tiny_imagenet100/fma',
+            **_REDUCED) for dataset in ('camvid', 'dubai_aerial')
+    ]
+
 
 def reduced() -> List[Run]:
     """Every attention layer on every set, in minutes a run."""
@@ -289,11 +339,10 @@ def reduced() -> List[Run]:
             options=_HIERARCHICAL,
             start='tiny_imagenet100/fma',
             scales=(1, 2, 4)),
-        # As the twin's windows have.
         run('camvid',
             'fma',
             '-relative-pretrained',
-            options={f'{_CELLS}.positions': 'relative'},
+            options=_RELATIVE,
             start='tiny_imagenet100/fma')
     ]
     nano = 'configs/lm/{}-lm-nano_1xb2-3k_books-1k.py'
@@ -317,6 +366,7 @@ def reduced() -> List[Run]:
             run('cifar10', 'fma', options=ABLATIONS[name]),
             name=f'ablations/{name}') for name in _REDUCED_ABLATIONS
     ]
+    runs += _tried()
     several = ('tiny_imagenet100/fma', 'tiny_imagenet100/window',
                'camvid/fma-pretrained', 'camvid/window-pretrained',
                'dubai_aerial/fma-pretrained', 'dubai_aerial/window-pretrained')

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import Callable, Dict, Optional
 
-# Also where this file is imported by its path.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+# Also where this file is imported by its path. The protocol is plain data.
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / 'benchmarks'), str(ROOT / 'tools/experiments')]
 from report import (  # noqa: E402  isort: skip
     approximation, attention_layers, backbones, experiments, language,
     operation, zoo)
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks/results'
 PAGES = ('README.md', 'configs/lm/README.md', 'configs/lra/README.md',
          'demo/weights/README.md', 'docs/attention.md', 'docs/experiments.md',
@@ -59,6 +59,7 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'softmax shares': of(experiments.shares),
     'ablations': of(experiments.ablations),
     'resolutions': of(experiments.resolutions),
+    'missing runs': of(experiments.missing),
     **{
         f'experiments, {name}': of(experiments.comparison, name)
         for name in experiments.DATASETS
@@ -97,7 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     for name in PAGES + METAFILES:
         path = ROOT / name
-        text = path.read_text()
+        text = path.read_text(encoding='utf-8')
         if name in METAFILES:
             filled = zoo.fill_metafile(text, RESULTS)
         else:
@@ -107,7 +108,7 @@ def main() -> None:
         if args.check:
             sys.exit(f'{name} is out of date: run python '
                      'benchmarks/tables.py')
-        path.write_text(filled)
+        path.write_text(filled, encoding='utf-8')
         print(f'{name} updated')
 
 

@@ -9,6 +9,7 @@ yaml = pytest.importorskip('yaml')
 
 ROOT = Path(__file__).parents[1]
 METAFILES = sorted((ROOT / 'configs').glob('*/metafile.yml'))
+SETS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
 CONFIG = 'configs/cifar10/fma-nano_1xb128-60e_cifar10-32px.py'
 MACHINE = dict(
     device='A GPU',
@@ -87,6 +88,28 @@ def test_metafile(path: Path) -> None:
     assert configs <= set(names)
 
 
+@pytest.mark.parametrize(
+    'path', [p for p in METAFILES if p.parent.name in SETS],
+    ids=lambda p: p.parent.name)
+def test_recipes_in_metafiles(path: Path) -> None:
+    """What a collection says of its models' training is what configs do."""
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmpretrain')
+    from fma_vision.engine import load_config
+    content = yaml.safe_load(path.read_text())
+    recipes = {c['Name']: c['Metadata'] for c in content['Collections']}
+    for model in content['Models']:
+        recipe = recipes[model['In Collection']]
+        cfg = load_config(str(ROOT / model['Config']))
+        assert recipe['Batch Size'] == cfg.train_dataloader.batch_size
+        assert recipe.get('Epochs') == cfg.train_cfg.get('max_epochs')
+        assert recipe.get('Iterations') == cfg.train_cfg.get('max_iters')
+        mixes = (cfg.model.get('train_cfg') or {}).get('augments', [])
+        assert {mix.type
+                for mix in mixes
+                } == {'Mixup', 'CutMix'} & {*recipe['Training Techniques']}
+
+
 def test_nothing_measured_leaves_places_empty(tables) -> None:
     for name in ('experiments, cifar10', 'ablations', 'resolutions'):
         assert tables.TABLES[name]() is None
@@ -119,9 +142,13 @@ def test_comparison(tables, tmp_path) -> None:
     text = tables.TABLES['experiments, cifar10']()
     full, reduced = text.split('**Reduced protocol**')
     # Mean 92.333, sample deviation 1.528.
-    assert '| FMA | 1.37 | 0.164 | 60 epochs | 92.33 ± 1.53 | 3 |' in full
-    assert '| shifted windows |' in full and '| 90.50 | 1 |' in full
-    assert '| FMA | 1.37 | 0.164 | 300 × 32 | 30.00 | 1 | 1,234 |\n' in reduced
+    assert ('| FMA | 1.37 | 0.164 | 60 epochs | 92.33 ± 1.53 | 3 | 91.00 |'
+            in full)
+    assert '| shifted windows |' in full and '| 90.50 | 1 | 90.50 |' in full
+    # The mean share is 91.875 %: the root of .91875 * .08125 / 10000.
+    assert '92%, the 10,000 test images leave a standard error of 0.27' in full
+    assert ('| FMA | 1.37 | 0.164 | 300 × 32 | 30.00 | 1 | 30.00 | 1,234 |\n'
+            in reduced)
     assert '92.33' not in reduced and 'A GPU, torch 2.14' in reduced
     assert '| FMA (pretrained) |' in tables.TABLES['experiments, camvid']()
 
@@ -135,9 +162,13 @@ def test_models(tables, tmp_path) -> None:
           dict(line, name='camvid/x', options={'model.a': 1}, value=2.),
           started)
     text = tables.TABLES['models, camvid']()
-    assert '| 91.50 ± 0.71 | 91.00 | – |' in text
+    assert '| 91.50 ± 0.71 (2 seeds) | 91.00 | – |' in text
     write(tmp_path / 'experiments.jsonl', started)
     assert '| – | 91.00 | – |' in tables.TABLES['models, camvid']()
+    # Another learning rate is no change of the model, but one of the config.
+    write(tmp_path / 'experiments.jsonl', line,
+          dict(line, name='camvid/fma-lr', value=2.))
+    assert '| 91.00 | – | – |' in tables.TABLES['models, camvid']()
     write(tmp_path / 'experiments.jsonl', line, dict(line, protocol='reduced'))
     with pytest.raises(SystemExit, match='results of two protocols'):
         tables.TABLES['models, camvid']()
@@ -181,6 +212,9 @@ def test_shipped_weights_in_pages(tables, tmp_path, shipped) -> None:
         assert found == (wanted if model['Config'] == CONFIG else {})
     assert f'| 91.00 | [model](../../{WEIGHTS}) |' in \
         tables.TABLES['models, cifar10']()
+    log = tmp_path / 'zoo/full/cifar10/fma/seed0.log.jsonl'
+    log.touch()
+    assert '[log](' in tables.TABLES['models, cifar10']()
     assert (f'| `{WEIGHTS}` | `cifar10/fma`, seed 0 | top-1, % | 91.00 | '
             '90.25 |') in tables.TABLES['zoo']()
 
@@ -203,6 +237,84 @@ def test_wrong_tests_of_weights(tables, tmp_path, shipped, change,
     path.write_text('{"config": ')
     with pytest.raises(SystemExit, match='seed0.json cannot be read'):
         tables.TABLES['zoo']()
+
+
+def test_results_in_metafiles(tables, tmp_path) -> None:
+    """Models without weights have the mean of their seeds."""
+    config = 'configs/camvid/fma-nano_fpn_1xb8-8k_camvid-360x480.py'
+    line = dict(LINE, dataset='camvid', metric='mIoU', config=config)
+    write(
+        tmp_path / 'experiments.jsonl',
+        dict(line, name='camvid/fma', value=5.),
+        dict(line, name='camvid/fma-pretrained', start='z', value=50.),
+        dict(line, name='camvid/fma-pretrained', start='z', value=51., seed=1))
+    text = (ROOT / 'configs/camvid/metafile.yml').read_text()
+    filled = tables.zoo.fill_metafile(text, tmp_path)
+    assert tables.zoo.fill_metafile(filled, tmp_path) == filled
+    models = yaml.safe_load(filled)['Models']
+    model = next(m for m in models if m['Config'] == config)
+    assert model['Training'] == ('full protocol, camvid/fma-pretrained, mean '
+                                 'of seeds 0, 1')
+    assert model['Results'][0]['Metrics'] == {'mIoU': 50.5}
+    assert sum('Results' in m for m in models) == 1
+
+
+@pytest.mark.parametrize('text, message', [
+    ('[1]', 'line 2 is no object'),
+    ('{"name": ', 'line 2 cannot be read'),
+    (b'{"name": "\xff"}', 'line 2 cannot be read'),
+    (dict(name='cifar10/x'), 'line 2: has no seed'),
+    (dict(LINE, seed=1, attention='win'), "attention must be .* got 'win'"),
+    (dict(LINE, seed=1, protocol='x'), "protocol must be .* got 'x'"),
+    (dict(LINE, seed=1, value=None), 'score must be a number, got None'),
+    (dict(LINE, seed=1, value=float('nan')), 'must be a number, got nan'),
+    (LINE, 'the same run is there twice'),
+])
+def test_damaged_results_are_named(tables, tmp_path, text, message) -> None:
+    if isinstance(text, dict):
+        text = json.dumps(text)
+    path = tmp_path / 'experiments.jsonl'
+    path.write_bytes(
+        json.dumps(LINE).encode() + b'\n' +
+        (text if isinstance(text, bytes) else text.encode()))
+    with pytest.raises(
+            SystemExit,
+            match=f'experiments.jsonl, {message}'
+            if message.startswith('line') else message):
+        tables.TABLES['experiments, cifar10']()
+
+
+@pytest.mark.parametrize(
+    'values, verdict',
+    [
+        ([91.], '| +1.50 | 1 | yes, on one seed |'),
+        ([90.], '| +0.50 | 1 | no, on one seed |'),
+        # Means of 1.1 and .9, standard errors of 1.0 and .05.
+        ([91.6, 89.6], '| +1.10 ± 1.41 | 2 | yes, within the error |'),
+        ([90.35, 90.45], '| +0.90 ± 0.07 | 2 | no |'),
+    ])
+def test_targets(tables, tmp_path, values, verdict) -> None:
+    """The mean decides; what its error leaves open is said."""
+    line = dict(LINE, dataset='camvid', metric='mIoU')
+    write(
+        tmp_path / 'experiments.jsonl',
+        *(dict(
+            line,
+            name=f'camvid/{attention}',
+            attention=attention,
+            seed=seed,
+            value=value) for seed, first in enumerate(values)
+          for attention, value in (('fma', first), ('window', 89.5))))
+    assert verdict in tables.TABLES['targets']()
+
+
+def test_missing_runs_are_listed(tables, tmp_path) -> None:
+    write(tmp_path / 'experiments.jsonl', LINE)
+    text = tables.TABLES['missing runs']()
+    assert 'Full protocol: 1 of ' in text
+    assert '`cifar10/fma_linear/seed0`' in text
+    assert '`cifar10/fma/seed0`' not in text
+    assert '**Reduced protocol**: 0 of ' in text
 
 
 ZOO = sorted((ROOT / 'benchmarks/results/zoo').rglob('*.json'))
@@ -265,9 +377,17 @@ def test_resolutions(tables, tmp_path) -> None:
         dataset='camvid',
         attention='fma',
         start=None,
+        seed=0,
         **MACHINE)
     write(
         tmp_path / 'resolution.jsonl',
+        dict(
+            row,
+            scale=1,
+            shape=[360, 480],
+            mIoU=70.,
+            seconds=dict(median=.005),
+            peak_memory_bytes=2**20),
         dict(
             row,
             scale=2,
@@ -276,7 +396,8 @@ def test_resolutions(tables, tmp_path) -> None:
             seconds=dict(median=.0125),
             peak_memory_bytes=3 * 2**20), dict(row, scale=4, reason='no room'))
     text = tables.TABLES['resolutions']()
-    assert ('| CamVid, FMA (hierarchical) | 2 × | 720 × 960 | 61.23 | 12 | 3 |'
-            in text)
+    # 61.234 of 70 is 87 %.
+    assert ('| CamVid, FMA (hierarchical) | 2 × | 720 × 960 | 61.23 | 87 | 12 '
+            '| 3 |' in text)
     assert 'Out of memory: CamVid, FMA (hierarchical) at 4 ×.' in text
     assert 'Full protocol:' in text and "--protocol full --only" in text

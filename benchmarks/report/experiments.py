@@ -4,10 +4,13 @@ Read from ``experiments.jsonl``, ``resolution.jsonl`` and
 ``ablations/*.jsonl``, which `tools/experiments/run.py collect` writes, and
 from ``softmax_shares/*.json``.
 """
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from .formats import spread, table
+from protocol import PROTOCOLS as RUNS  # isort: skip
+
+from .formats import spread, standard_error, table
 from .reading import read_lines, read_object
 
 DATASETS = {
@@ -17,17 +20,18 @@ DATASETS = {
     'dubai_aerial': 'Dubai aerial imagery',
     'books': 'books',
 }
-# By the values in the results, and by what config names begin with.
+# In short, and as the tables of models put it.
 ATTENTIONS = {
-    'fma': ('FMA', 'fma', 'FMA, cell 4'),
-    'fma_linear':
-    ('FMA, pooled queries', 'fma-linear', 'FMA, cell 4, pooled queries'),
-    'window': ('shifted windows', 'swin', 'shifted windows'),
-    'full': ('all tokens', 'full', 'all tokens'),
-    'mano': ('MANO', 'mano', 'MANO, windows of 8 × 8 on every scale'),
-    'fmmformer': ('FMMformer', 'fmmformer',
-                  'FMMformer, 7 × 7 tokens and two linear fields'),
+    'fma': ('FMA', 'FMA, cell 4'),
+    'fma_linear': ('FMA, pooled queries', 'FMA, cell 4, pooled queries'),
+    'window': ('shifted windows', 'shifted windows'),
+    'full': ('all tokens', 'all tokens'),
+    'mano': ('MANO', 'MANO, windows of 8 × 8 on every scale'),
+    'fmmformer':
+    ('FMMformer', 'FMMformer, 7 × 7 tokens and two linear fields'),
 }
+# Images that a score is a share of.
+TESTED = {'tiny_imagenet100': 5000, 'cifar10': 10000}
 # Title of the column, the metafile's task and metric.
 METRICS = {
     'top1': ('top-1, %', 'Image Classification', 'Top 1 Accuracy'),
@@ -48,7 +52,8 @@ TARGETS = (
     ('books', 'fma', 'fma-avg', 0.),
 )
 # What may follow the attention's name in two runs that are compared.
-KINDS = ('', '-mild', '-mild-p2', '-pretrained', '-1k', '-4k')
+KINDS = ('', '-mild', '-mild-p2', '-pretrained', '-long-pretrained', '-1k',
+         '-4k')
 PROTOCOLS = {
     'full':
     'Full protocol',
@@ -56,6 +61,41 @@ PROTOCOLS = {
     '**Reduced protocol**: minutes a run on one CPU core, far from '
     'converged, so that these numbers rank nothing but early learning',
 }
+
+
+def read_runs(path: Path) -> List[Dict[str, Any]]:
+    """The lines of a file that the driver collects; none without the file.
+
+    Raises:
+        SystemExit: A line is damaged, lacks something, holds what is not
+            known, or is there twice.
+    """
+    allowed = dict(protocol=PROTOCOLS, dataset=DATASETS, attention=ATTENTIONS)
+    found = read_lines(path)
+    seen = set()
+    for number, line in enumerate(found, 1):
+
+        def refuse(what: str) -> None:
+            raise SystemExit(f'{path}, line {number}: {what}')
+
+        for key in ('name', 'seed', 'device', 'versions', 'commit'):
+            if key not in line:
+                refuse(f'has no {key}')
+        for key, values in allowed.items():
+            if line.get(key) not in values:
+                refuse(f'{key} must be one of {list(values)}, got '
+                       f'{line.get(key)!r}')
+        # A size that did not fit has a reason instead.
+        if 'reason' not in line:
+            value = line.get('mIoU' if 'scale' in line else 'value')
+            if not isinstance(value, (int, float)) or not isfinite(value):
+                refuse(f'the score must be a number, got {value!r}')
+        identity = tuple(
+            line.get(key) for key in ('protocol', 'name', 'seed', 'scale'))
+        if identity in seen:
+            refuse('the same run is there twice')
+        seen.add(identity)
+    return found
 
 
 def groups(lines: List[Dict[str, Any]]) -> List[List[Dict[str, Any]]]:
@@ -97,6 +137,7 @@ def places(lines: List[Dict[str, Any]]) -> str:
     for line in lines:
         machine = f'{line["device"]}, torch {line["versions"]["torch"]}'
         commit = (line['commit'] or 'unknown')[:10]
+        commit += ' (modified)' if line.get('modified') else ''
         commits.setdefault(machine, {})[commit] = None
     machines = [
         f'{machine}, commit {", ".join(found)}'
@@ -123,28 +164,41 @@ def _length(line: Dict[str, Any]) -> str:
     return f'{_number(line["iterations"])} × {line["batch_size"]}'
 
 
+def chance(lines: List[Dict[str, Any]]) -> str:
+    """What the number of test images alone does to a score, as a clause."""
+    number = TESTED.get(lines[0]['dataset'])
+    if number is None:
+        return ''
+    share = sum(line['value'] for line in lines) / len(lines) / 100
+    error = sqrt(share * (1 - share) / number) * 100
+    return (f'; of one score of {share:.0%}, the {number:,} test images leave '
+            f'a standard error of {error:.2f}')
+
+
 def comparison(results: Path, dataset: str) -> Optional[str]:
     """The runs of a data set, a table for each protocol."""
     found = [
-        line for line in read_lines(results / 'experiments.jsonl')
+        line for line in read_runs(results / 'experiments.jsonl')
         if line['dataset'] == dataset
     ]
     parts = []
     for protocol, lines in by_protocol(found).items():
         metric = lines[0]['metric']
         speed = 'tokens' if metric == 'bpc' else 'images'
+        digits = 3 if metric == 'bpc' else 2
         rows = [[
             label(group[0]), f'{group[0]["parameters"] / 1e6:.2f}',
             f'{group[0]["macs"] / 1e9:.3f}',
             _length(group[0]),
-            spread([line['value']
-                    for line in group], 3 if metric == 'bpc' else 2),
+            spread([line['value'] for line in group], digits),
             str(len(group)),
+            next((f'{line["value"]:.{digits}f}'
+                  for line in group if line['seed'] == 0), '–'),
             _number(group[0][f'{speed}_per_second'])
         ] for group in groups(lines)]
         head = [
             'attention', 'params, M', 'GMACs', 'training', METRICS[metric][0],
-            'seeds', f'{speed}/s'
+            'seeds', 'seed 0', f'{speed}/s'
         ]
         of_first = 'training speed is'
         # Only CUDA's allocator is asked.
@@ -153,9 +207,10 @@ def comparison(results: Path, dataset: str) -> Optional[str]:
             of_first = 'training speed and memory are'
             for row, group in zip(rows, groups(lines)):
                 row.append(_number(group[0]['training_memory']))
-        parts.append(f'{DATASETS[dataset]}. {PROTOCOLS[protocol]}; {of_first} '
-                     f'of the first seed:\n\n{table(head, rows)}\n\n'
-                     f'{places(lines)}')
+        parts.append(
+            f'{DATASETS[dataset]}. {PROTOCOLS[protocol]}; {of_first} of the '
+            'first seed, ± is the sample standard deviation over the seeds'
+            f'{chance(lines)}:\n\n{table(head, rows)}\n\n{places(lines)}')
     return '\n\n'.join(parts) or None
 
 
@@ -180,7 +235,7 @@ def differences(lines: List[Dict[str, Any]], first: str,
 
 def targets(results: Path) -> Optional[str]:
     """What was to be reached, and what was."""
-    found = read_lines(results / 'experiments.jsonl')
+    found = read_runs(results / 'experiments.jsonl')
     parts = []
     for protocol, lines in by_protocol(found).items():
         rows, compared = [], set()
@@ -191,19 +246,26 @@ def targets(results: Path) -> Optional[str]:
                 if not better:
                     continue
                 compared.update(names)
-                reached = sum(better) / len(better) >= least
+                beyond = sum(better) / len(better) - least
+                verdict = 'yes' if beyond >= 0 else 'no'
+                error = standard_error(better)
+                if error is None:
+                    verdict += ', on one seed'
+                elif abs(beyond) < error:
+                    verdict += ', within the error'
                 rows.append([
                     f'{DATASETS[dataset]}{kind.replace("-", ", ")}: '
                     f'`{first}` over `{other}`', f'{least:+g}',
                     spread(better, 3 if dataset == 'books' else 2, '+'),
-                    str(len(better)), ('yes' if reached else 'no') +
-                    (', on one seed' if len(better) == 1 else '')
+                    str(len(better)), verdict
                 ])
         if rows:
             used = [line for line in lines if line['name'] in compared]
             parts.append(
                 f'{PROTOCOLS[protocol]}. Points of top-1 or mIoU, or bits per '
-                'character saved; seed by seed, then the mean:\n\n' + table(
+                'character saved, seed by seed: the mean, which decides, and '
+                'the sample standard deviation. "Within the error": nearer to '
+                'the bar than the standard error of the mean:\n\n' + table(
                     ['difference', 'at least', 'measured', 'seeds', 'reached'],
                     rows) + f'\n\n{places(used)}')
     return '\n\n'.join(parts) or None
@@ -214,7 +276,8 @@ def shares(results: Path) -> Optional[str]:
     parts = []
     for path in sorted((results / 'softmax_shares').glob('*.json')):
         found = read_object(path, 'config', 'checkpoint', 'batches', 'shares')
-        depth = max(len(rows['even']) for rows in found['shares'].values())
+        depth = max((len(rows['even']) for rows in found['shares'].values()),
+                    default=0)
         rows = []
         for name, kinds in found['shares'].items():
             if len(kinds['even']) == 1:
@@ -241,10 +304,10 @@ def shares(results: Path) -> Optional[str]:
 
 def ablations(results: Path) -> Optional[str]:
     """What FMA does when one thing is changed."""
-    changed = read_lines(results / 'ablations/cifar10.jsonl')
+    changed = read_runs(results / 'ablations/cifar10.jsonl')
     # The unchanged layer, trained in the same way.
     unchanged = [
-        line for line in read_lines(results / 'experiments.jsonl')
+        line for line in read_runs(results / 'experiments.jsonl')
         if line['name'] == 'cifar10/fma'
     ]
     parts = []
@@ -262,21 +325,32 @@ def ablations(results: Path) -> Optional[str]:
         parts.append(
             'FMA on CIFAR-10 (cell 4, rank 1, averages, mass, conditional '
             'positions) with one thing changed. '
-            f'{PROTOCOLS[protocol]}:\n\n' + table(
+            f'{PROTOCOLS[protocol]}{chance(base + lines)}:\n\n' + table(
                 ['change', 'params, M', 'GMACs', 'top-1, %', 'seeds'], rows) +
             f'\n\n{places(base + lines)}')
     return '\n\n'.join(parts) or None
 
 
+def kept(score: float, plain: Optional[float]) -> str:
+    """A score as a share of that at the size of the config."""
+    return f'{score / plain * 100:.0f}' if plain else '–'
+
+
 def resolutions(results: Path) -> Optional[str]:
     """Whole images at sizes that models were not trained at."""
     parts = []
-    found = read_lines(results / 'resolution.jsonl')
+    found = read_runs(results / 'resolution.jsonl')
     for protocol, lines in by_protocol(found).items():
+        plain = {
+            (line['name'], line['seed']): line['mIoU']
+            for line in lines if line['scale'] == 1 and 'reason' not in line
+        }
         rows = [[
             f'{DATASETS[line["dataset"]]}, {label(line)}',
             f'{line["scale"]:g} ×', ' × '.join(map(str, line['shape'])),
-            f'{line["mIoU"]:.2f}', f'{line["seconds"]["median"] * 1e3:,.0f}',
+            f'{line["mIoU"]:.2f}',
+            kept(line['mIoU'], plain.get((line['name'], line['seed']))),
+            f'{line["seconds"]["median"] * 1e3:,.0f}',
             _number(line['peak_memory_bytes'] / 2**20)
         ] for line in lines if 'reason' not in line]
         left_out = [
@@ -288,7 +362,24 @@ def resolutions(results: Path) -> Optional[str]:
         parts.append(
             'Whole images at multiples of the size that the config tests at; '
             'time and peak memory are of one image. '
-            f'{PROTOCOLS[protocol]}:\n\n' + table(
-                ['set, attention', 'scale', 'pixels', 'mIoU, %', 'ms', 'MiB'],
-                rows) + f'{note}\n\n{places(lines)}')
+            f'{PROTOCOLS[protocol]}:\n\n' + table([
+                'set, attention', 'scale', 'pixels', 'mIoU, %', 'of 1 ×, %',
+                'ms', 'MiB'
+            ], rows) + f'{note}\n\n{places(lines)}')
     return '\n\n'.join(parts) or None
+
+
+def missing(results: Path) -> str:
+    """The runs of each protocol that have no result."""
+    done = {(line['protocol'], f'{line["name"]}/seed{line["seed"]}')
+            for name in ('experiments', 'ablations/cifar10')
+            for line in read_runs(results / f'{name}.jsonl')}
+    parts = []
+    for name, make in RUNS.items():
+        keys = [run.key for run in make()]
+        left = [f'`{key}`' for key in keys if (name, key) not in done]
+        text = f'{len(keys) - len(left)} of {len(keys)} runs'
+        if 0 < len(left) < len(keys):
+            text += f', without {", ".join(left)}'
+        parts.append(f'{PROTOCOLS[name].partition(":")[0]}: {text}.')
+    return '\n\n'.join(parts)

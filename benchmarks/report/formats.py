@@ -53,10 +53,23 @@ def short(count: Optional[float]) -> str:
     return number(count)
 
 
+def deviation(values: List[float]) -> float:
+    """The sample standard deviation of at least two values."""
+    mean = sum(values) / len(values)
+    square = sum((value - mean)**2 for value in values) / (len(values) - 1)
+    return sqrt(square)
+
+
+def standard_error(values: List[float]) -> Optional[float]:
+    """That of the mean; None for a single value."""
+    if len(values) == 1:
+        return None
+    return deviation(values) / sqrt(len(values))
+
+
 def spread(values: List[float], digits: int = 2, sign: str = '') -> str:
     """The mean, and the standard deviation where there are several."""
     mean = sum(values) / len(values)
     if len(values) == 1:
         return f'{mean:{sign}.{digits}f}'
-    square = sum((value - mean)**2 for value in values) / (len(values) - 1)
-    return f'{mean:{sign}.{digits}f} ± {sqrt(square):.{digits}f}'
+    return f'{mean:{sign}.{digits}f} ± {deviation(values):.{digits}f}'

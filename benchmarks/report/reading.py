@@ -13,11 +13,13 @@ def read_lines(path: Path) -> List[Dict[str, Any]]:
     if not path.is_file():
         return []
     found = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
             found.append(json.loads(text))
         except ValueError as error:
             raise SystemExit(f'{path}, line {number} cannot be read: {error}')
+        if not isinstance(found[-1], dict):
+            raise SystemExit(f'{path}, line {number} is no object')
     return found
 
 
@@ -28,7 +30,7 @@ def read_object(path: Path, *keys: str) -> Dict[str, Any]:
         SystemExit: It is damaged, or lacks one of the keys.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except ValueError as error:
         raise SystemExit(f'{path} cannot be read: {error}')
     missing = [

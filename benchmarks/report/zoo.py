@@ -2,16 +2,18 @@
 
 A shipped model is one run of the experiments; its test is kept as
 ``zoo/PROTOCOL/NAME/seedN.json``, what ``tools/test.py CONFIG WEIGHTS --out``
-writes.
+writes, the log of its training beside it as ``seedN.log.jsonl``.
 """
 import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from .experiments import ATTENTIONS, DATASETS, METRICS, PROTOCOLS
+from protocol import ATTENTIONS as PREFIXES  # isort: skip
+
+from .experiments import ATTENTIONS, DATASETS, METRICS, PROTOCOLS, read_runs
 from .formats import spread, table
-from .reading import read_lines, read_object
+from .reading import read_object
 
 ROOT = Path(__file__).resolve().parents[2]
 # Folders of configs whose metafiles and pages are filled from the results.
@@ -25,16 +27,16 @@ def shipped(results: Path) -> Dict[str, Dict[str, Any]]:
     """The shipped models by config.
 
     Returns:
-        For each: ``checkpoint``, ``metric``, ``value``, and of the run that
-        it is of ``protocol``, ``name``, ``seed`` and ``trained``, the value
-        before the weights were rounded.
+        For each: ``checkpoint``, ``log`` (a path or None), ``metric``,
+        ``value``, and of the run that it is of ``protocol``, ``name``,
+        ``seed`` and ``trained``, the value before the weights were rounded.
 
     Raises:
         SystemExit: A test is damaged, of another model, or of no run.
     """
     runs = {
         f'{line["protocol"]}/{line["name"]}/seed{line["seed"]}': line
-        for line in read_lines(results / 'experiments.jsonl')
+        for line in read_runs(results / 'experiments.jsonl')
     }
     found: Dict[str, Dict[str, Any]] = {}
     for path in sorted((results / 'zoo').rglob('*.json')):
@@ -53,8 +55,10 @@ def shipped(results: Path) -> Dict[str, Dict[str, Any]]:
         values = {k.rpartition('/')[2]: v for k, v in test['metrics'].items()}
         if run['metric'] not in values:
             raise SystemExit(f'{path} has no metric {run["metric"]}')
+        log = path.with_suffix('.log.jsonl')
         found[config] = dict(
             checkpoint=weights,
+            log=log if log.is_file() else None,
             metric=run['metric'],
             value=values[run['metric']],
             protocol=run['protocol'],
@@ -92,7 +96,7 @@ def scores(results: Path) -> Dict[str, List[Dict[str, Any]]]:
         SystemExit: A config is used by two protocols.
     """
     found: Dict[str, List[Dict[str, Any]]] = {}
-    for line in read_lines(results / 'experiments.jsonl'):
+    for line in read_runs(results / 'experiments.jsonl'):
         what = line['name'].partition('/')[2]
         if what.removeprefix(line['attention']) not in AS_THEY_ARE:
             continue
@@ -118,7 +122,9 @@ def _mean(lines: List[Dict[str, Any]], started: bool) -> str:
         line['value'] for line in lines
         if (line['start'] is not None) == started
     ]
-    return spread(values) if values else '–'
+    if len(values) < 2:
+        return spread(values) if values else '–'
+    return f'{spread(values)} ({len(values)} seeds)'
 
 
 def models(results: Path, folder: str) -> str:
@@ -130,16 +136,20 @@ def models(results: Path, folder: str) -> str:
     for entry in _entries(text)[1:]:
         name, config = _field(entry, '- Name'), _field(entry, 'Config')
         kind = name.partition('-nano')[0]
-        attention = next(a for a in ATTENTIONS.values() if a[1] == kind)[2]
+        attention = next(ATTENTIONS[a][1] for a, prefix in PREFIXES.items()
+                         if prefix == kind)
         lines = known.get(config, [])
         values = [_mean(lines, False)] + [_mean(lines, True)] * segments
         if not lines:
             values[0] = NOT_YET
         link = '–'
         if config in weights:
-            target = os.path.relpath(weights[config]['checkpoint'],
-                                     f'configs/{folder}')
-            link = f'[model]({target})'
+            links = dict(
+                model=ROOT / weights[config]['checkpoint'],
+                log=weights[config]['log'])
+            link = ', '.join(
+                f'[{what}]({os.path.relpath(path, ROOT / "configs" / folder)})'
+                for what, path in links.items() if path)
         rows.append([
             f'[{name}]({name}.py)', attention,
             f'{int(_field(entry, "Parameters")) / 1e6:.2f} M',
@@ -161,13 +171,14 @@ def fill_metafile(text: str, results: Path) -> str:
         results: The folder of results.
 
     Returns:
-        The metafile with ``Weights``, ``Training`` and ``Results`` for each
-        model that has weights, and none of these for the others.
+        The metafile with ``Training`` and ``Results`` for each model that
+        was measured, and with ``Weights`` if it is shipped: then, the results
+        are those of the weights.
 
     Raises:
         SystemExit: See :func:`shipped`.
     """
-    known = shipped(results)
+    known, measured = shipped(results), scores(results)
     head, *entries = _entries(text)
     for i, entry in enumerate(entries):
         # A block ends where a line is indented as little as its first.
@@ -176,15 +187,34 @@ def fill_metafile(text: str, results: Path) -> str:
         config = _field(entry, 'Config')
         if config in known:
             model = known[config]
-            _, task, title = METRICS[model['metric']]
             entry = (f'{entry.rstrip()}\n'
-                     f'    Weights: {model["checkpoint"]}\n'
-                     f'    Training: {model["protocol"]} protocol, '
-                     f'{model["name"]}, seed {model["seed"]}\n'
-                     '    Results:\n'
-                     f'      - Task: {task}\n'
-                     f'        Dataset: {DATASETS[Path(config).parent.name]}\n'
-                     '        Metrics:\n'
-                     f'          {title}: {model["value"]:.2f}\n')
+                     f'    Weights: {model["checkpoint"]}\n' +
+                     _result(config, model, [model['seed']]))
+        elif config in measured:
+            lines = _most_seeds(measured[config])
+            mean = sum(line['value'] for line in lines) / len(lines)
+            entry = f'{entry.rstrip()}\n' + _result(
+                config, dict(lines[0],
+                             value=mean), [line['seed'] for line in lines])
         entries[i] = entry
     return head + ''.join(entries)
+
+
+def _most_seeds(lines: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Those from scratch or those from weights, whichever are more."""
+    parts = [[line for line in lines if (line['start'] is None) == scratch]
+             for scratch in (True, False)]
+    return max(parts, key=len)
+
+
+def _result(config: str, run: Dict[str, Any], seeds: List[int]) -> str:
+    """The lines of a metafile about a training and its score."""
+    _, task, title = METRICS[run['metric']]
+    of = ('seed ' if len(seeds) == 1 else 'mean of seeds ') + ', '.join(
+        map(str, seeds))
+    return (f'    Training: {run["protocol"]} protocol, {run["name"]}, {of}\n'
+            '    Results:\n'
+            f'      - Task: {task}\n'
+            f'        Dataset: {DATASETS[Path(config).parent.name]}\n'
+            '        Metrics:\n'
+            f'          {title}: {run["value"]:.2f}\n')

@@ -14,7 +14,7 @@ def read_json(path: Path) -> Any:
         UserError: It is missing or damaged; names it.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read: {error}') from error
 
@@ -25,13 +25,20 @@ def read_lines(path: Path) -> List[Dict[str, Any]]:
     Raises:
         UserError: It is missing, or a line is damaged; names both.
     """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error}') from error
     found = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    for number, text in enumerate(lines, 1):
         try:
             found.append(json.loads(text))
         except ValueError as error:
             raise UserError(f'{path}, line {number} cannot be read: '
                             f'{error}') from error
+        if not isinstance(found[-1], dict):
+            raise UserError(f'{path}, line {number} is no object: '
+                            f'{text[:40].decode()}')
     return found
 
 
@@ -55,6 +62,27 @@ def read_test(path: Path, metrics: Sequence[str]) -> Dict[str, Any]:
     return test
 
 
+def _read_part(log: Path) -> Dict[Tuple[bool, int], Dict[str, Any]]:
+    """The lines of one part of a training, by kind and step.
+
+    A part that was killed may end within a line; what is before it counts.
+
+    Raises:
+        UserError: Another line is damaged.
+    """
+    lines = log.read_bytes().splitlines()
+    found = {}
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+            found['loss' in line, line['step']] = line
+        except (KeyError, TypeError, ValueError) as error:
+            if number < len(lines):
+                raise UserError(f'{log}, line {number} cannot be read: '
+                                f'{error}') from error
+    return found
+
+
 def read_log(folder: Path) -> Tuple[List[Dict[str, Any]], Path]:
     """What a training logged, all its parts in order.
 
@@ -74,11 +102,7 @@ def read_log(folder: Path) -> Tuple[List[Dict[str, Any]], Path]:
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
     lines: Dict[Tuple[bool, int], Dict[str, Any]] = {}
     for log in logs:
-        try:
-            part = [json.loads(text) for text in log.read_text().splitlines()]
-            keyed = {('loss' in line, line['step']): line for line in part}
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f'{log} cannot be read: {error}') from error
+        keyed = _read_part(log)
         for kind in (False, True):
             steps = [step for training, step in keyed if training == kind]
             if steps:

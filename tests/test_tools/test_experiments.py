@@ -184,7 +184,7 @@ def test_from_training_to_results(driver, scripts, small, tmp_path,
     changed = replace(runs[1], options={'model.backbone.mlp_ratio': 2.})
     with pytest.raises(UserError, match='other settings .options.'):
         scripts.run.claim(changed,
-                          scripts.run.Workplace(driver.work, 'reduced'))
+                          scripts.run.Workplace(driver.work, 'reduced'), 'cpu')
     # -- what was measured
     test = json.loads((other / 'test.json').read_text())
     sizes = json.loads((other / 'resolution.json').read_text())['rows']
@@ -192,14 +192,20 @@ def test_from_training_to_results(driver, scripts, small, tmp_path,
     assert sizes[0]['mIoU'] == test['metrics']['mIoU']
     assert sizes[1]['shape'] == [2 * side for side in sizes[0]['shape']]
     assert sizes[1]['peak_memory_bytes'] > 2 * sizes[0]['peak_memory_bytes']
+    assert (other / 'resolution').is_dir()  # its logs
     # -- collected; a broken folder costs only itself
-    broken = driver.folder / 'cifar10/broken/seed0'
-    write_json(broken / 'run.json', dict(name='cifar10/broken'))
-    (broken / 'test.json').write_text('{"metr')
+    (driver.folder / 'cifar10/wrong/seed1/test.json').write_text('{"metr')
+    for name in ('gone', 'damaged'):
+        old = driver.folder / f'cifar10/{name}/seed0'
+        write_json(old / 'run.json', dict(name='cifar10/gone'))
+        write_json(old / 'test.json', dict())
+    (old / 'run.json').write_text('{')
     results = tmp_path / 'results'
     for _ in range(2):
-        with pytest.raises(UserError, match='1 folders were left out'):
+        with pytest.raises(UserError) as error:
             driver.main('collect')
+        assert '3 folders were left out' in str(error.value)
+        assert 'no protocol has such a run' in str(error.value)
         lines = [
             json.loads(line)
             for line in (results /
@@ -218,6 +224,9 @@ def test_from_training_to_results(driver, scripts, small, tmp_path,
     assert (line['epochs'], line['iterations'], line['seed']) == (2, 4, 1)
     assert line['images_per_second'] > 0 and line['training_memory'] is None
     assert line['versions']['torch'] == torch.__version__
+    begun = json.loads((folder / 'run.json').read_text())['environment']
+    assert line['commit'] == (begun['commit'] or {}).get('hash')
+    assert line['date'] == begun['date'] < test['environment']['date']
     assert lines[0]['start'] == 'cifar10/fma' and lines[0]['epochs'] is None
     curve = json.loads((results / 'curves/reduced_cifar10.json').read_text())
     assert list(curve) == ['fma, seed 1']
@@ -226,6 +235,45 @@ def test_from_training_to_results(driver, scripts, small, tmp_path,
     assert len(list((tmp_path / 'pictures').glob('*.png'))) == 2
     rows = (results / 'resolution.jsonl').read_text().splitlines()
     assert [json.loads(row)['scale'] for row in rows] == [1, 2]
+
+
+def done(driver, run, **changes) -> Path:
+    """The folder of a finished run, without having run it."""
+    folder = driver.folder / run.key
+    write_json(folder / 'run.json', {**run.note('reduced'), **changes})
+    write_json(folder / 'test.json', dict())
+    (folder / 'trained').touch()
+    return folder
+
+
+def test_what_is_done_with_other_settings_does_not_count(
+        driver, scripts, capsys) -> None:
+    runs = scripts.protocol.PROTOCOLS['reduced']()
+    folder = done(driver, runs[1], options={'model.type': 'Other'})
+    driver.main('--list', '--only', 'cifar10/fma/*')
+    assert 'other settings cifar10/fma/seed1' in capsys.readouterr().out
+    with pytest.raises(UserError, match=r'begun with other .*\(options\)'):
+        driver.main('--only', 'cifar10/fma/*')
+    assert '0 of 1 runs are done' in capsys.readouterr().out
+    with pytest.raises(UserError, match=r'other settings \(options\)'):
+        driver.main('collect')
+    assert not driver.calls
+    (folder / 'run.json').write_text('{')
+    driver.main('--list', '--only', 'cifar10/fma/*')
+    assert 'damaged  cifar10/fma/seed1' in capsys.readouterr().out
+
+
+def test_done_runs_count_after_the_time_is_up(driver, scripts, capsys) -> None:
+    done(driver, scripts.protocol.PROTOCOLS['reduced']()[1])
+    driver.main('--only', 'cifar10/*', '--time-limit', '.5')
+    out = capsys.readouterr().out
+    assert 'The time is up before cifar10/wrong' in out
+    assert '1 of 2 runs are done' in out
+
+
+def test_collect_names_a_missing_folder(driver, scripts) -> None:
+    with pytest.raises(UserError, match='work: no such folder'):
+        driver.main('collect')
 
 
 def test_names_are_stable_and_configs_there(scripts) -> None:
@@ -265,6 +313,11 @@ def test_options_survive_the_command_line(scripts) -> None:
             options = {**run.options, **run.train_options}
             if options:
                 assert parsed(scripts, options) == options
+
+
+def test_folders_have_no_spaces(scripts) -> None:
+    with pytest.raises(UserError, match='--work-dir my runs: a path without'):
+        scripts.run.main(['--work-dir', 'my runs'])
 
 
 def test_changed_models_build(scripts) -> None:
@@ -348,6 +401,18 @@ def test_log_of_a_resumed_training(tmp_path) -> None:
     assert config.parts[-3] == '2'
 
 
+def test_log_that_ends_within_a_line(tmp_path) -> None:
+    """As a kill leaves it; what is before counts, a gap in it does not."""
+    path = tmp_path / '1/vis_data/scalars.json'
+    path.parent.mkdir(parents=True)
+    lines = [json.dumps(dict(step=s, loss=1.)) for s in (1, 2, 3)]
+    path.write_text('\n'.join(lines)[:-5])
+    assert [x['step'] for x in read_log(tmp_path)[0]] == [1, 2]
+    path.write_text('\n'.join([lines[0], lines[1][:-5], lines[2]]))
+    with pytest.raises(UserError, match='scalars.json, line 2'):
+        read_log(tmp_path)
+
+
 @pytest.mark.parametrize('suffix', ['.tar', '.tar.xz'])
 def test_pack(suffix: str, scripts, small, tmp_path, monkeypatch) -> None:
     """Every file once, with its times; no archive above the size."""
@@ -363,8 +428,9 @@ def test_pack(suffix: str, scripts, small, tmp_path, monkeypatch) -> None:
         (work / f'epoch_{step}.pth').write_bytes(b'weights')
     (work / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
     run = scripts.protocol.Run('cifar10/fma', 'cifar10', 'fma', small.cls)
-    parts = scripts.archive.pack(tmp_path / f'a{suffix}', [run, run],
-                                 [work, tmp_path / 'absent'], .25)
+    folders = {x: Path('work_dirs') / x.name for x in (work, tmp_path / 'no')}
+    parts = scripts.archive.pack(tmp_path / f'a{suffix}', [run, run], folders,
+                                 .25)
     assert [p.name for p in parts][:2] == [f'a{suffix}', f'a-2{suffix}']
     assert all(p.stat().st_size <= 250_000 for p in parts)
     names = []
@@ -372,22 +438,65 @@ def test_pack(suffix: str, scripts, small, tmp_path, monkeypatch) -> None:
         with tarfile.open(part) as archive:
             names += archive.getnames()
             for member in archive.getmembers():
-                source = Path('/') / member.name
+                source = (
+                    tmp_path / Path(member.name).relative_to('work_dirs')
+                    if member.name.startswith('work_dirs') else Path('/') /
+                    member.name)
                 assert member.mtime == pytest.approx(
                     source.stat().st_mtime, abs=1e-6)
                 content = archive.extractfile(member).read()
                 assert content == source.read_bytes()
     wanted = [
-        p for p in [*data.rglob('*'), *work.rglob('*')]
-        if p.is_file() and 'cache' not in p.parts and p.stem != 'epoch_1'
+        p.as_posix()[1:]
+        for p in data.rglob('*') if p.is_file() and 'cache' not in p.parts
+    ] + [
+        f'work_dirs/work/{name}'
+        for name in ('run.json', 'epoch_2.pth', 'last_checkpoint')
     ]
-    assert sorted(names) == sorted(p.as_posix()[1:] for p in wanted)
+    assert sorted(names) == sorted(wanted)
+    # The second of these would be unpacked with the next archive.
+    parts[0].unlink()
+    with pytest.raises(UserError, match=f'remove .*a-2{suffix}'):
+        scripts.archive.pack(tmp_path / f'a{suffix}', [run], {}, 60)
 
 
 def test_pack_takes_tar_only(scripts, small, tmp_path) -> None:
     run = scripts.protocol.Run('cifar10/fma', 'cifar10', 'fma', small.cls)
     with pytest.raises(UserError, match=r'a\.zip: .* \.tar or \.tar\.xz'):
-        scripts.archive.pack(tmp_path / 'a.zip', [run], [], 60)
+        scripts.archive.pack(tmp_path / 'a.zip', [run], {}, 60)
+
+
+def test_packed_links_are_files(scripts, tmp_path) -> None:
+    (tmp_path / 'far').write_bytes(b'here')
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/link').symlink_to(tmp_path / 'far')
+    scripts.archive.pack(
+        tmp_path / 'a.tar', [], {tmp_path / 'run': Path('run')},
+        60,
+        data=False)
+    with tarfile.open(tmp_path / 'a.tar') as archive:
+        assert archive.extractfile('run/link').read() == b'here'
+
+
+def test_pack_takes_what_a_run_starts_from(driver, scripts, tmp_path) -> None:
+    for run in scripts.protocol.PROTOCOLS['reduced']()[1:]:
+        done(driver, run)
+    driver.main('pack', str(tmp_path / 'a.tar'), '--no-data', '--only',
+                'camvid/*')
+    with tarfile.open(tmp_path / 'a.tar') as archive:
+        folders = {str(Path(name).parent) for name in archive.getnames()}
+    assert folders == {
+        f'work_dirs/experiments/reduced/{name}/seed1'
+        for name in ('cifar10/fma', 'camvid/fma-pretrained')
+    }
+
+
+@pytest.mark.parametrize('value', ['0', '-5', 'nan', 'x'])
+def test_sizes_and_times_are_positive(value, scripts, capsys) -> None:
+    for option in ('--max-size', '--time-limit'):
+        with pytest.raises(SystemExit):
+            scripts.run.parse_args(['pack', 'a.tar', f'{option}={value}'])
+        assert 'a positive number is allowed' in capsys.readouterr().err
 
 
 # ------------------------------------------------------------- what goes wrong
@@ -456,5 +565,25 @@ def test_an_interrupted_archive_is_not_there(scripts, small, tmp_path,
     monkeypatch.setattr(tarfile.TarFile, 'add', interrupt)
     with pytest.raises(KeyboardInterrupt):
         scripts.archive.pack(
-            tmp_path / 'out/x.tar', [], [folder], 60, data=False)
+            tmp_path / 'out/x.tar', [], {folder: folder}, 60, data=False)
     assert not list((tmp_path / 'out').iterdir())
+
+
+def test_a_size_that_does_not_fit_costs_only_itself(small, load_script,
+                                                    monkeypatch,
+                                                    tmp_path) -> None:
+    tool = load_script('tools/analysis_tools/benchmark_resolution.py')
+
+    def measure(cfg, checkpoint):
+        if cfg.experiment_name.endswith('_2x'):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        if cfg.experiment_name.endswith('_4x'):
+            raise RuntimeError('another error')
+        return dict(mIoU=1.)
+
+    monkeypatch.setattr(tool, 'measure', measure)
+    args = [small.seg, 'x.pth', '--work-dir', str(tmp_path), '--scales']
+    rows = tool.benchmark(tool.parse_args([*args, '1', '2']))['rows']
+    assert rows[0]['mIoU'] == 1 and 'out of memory' in rows[1]['reason']
+    with pytest.raises(RuntimeError, match='another error'):
+        tool.benchmark(tool.parse_args([*args, '4']))

@@ -26,6 +26,7 @@ from mmengine.config import Config, DictAction
 from fma_vision.engine import (UserError, build_runner, check_checkpoint,
                                check_data, drop_averaging, load_config,
                                prepare, run_tool, select_device, set_work_dir)
+from fma_vision.utils.arguments import positive_number
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
 from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
@@ -39,7 +40,12 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
-        '--scales', type=float, nargs='+', default=[1, 2, 4], metavar='S')
+        '--scales',
+        type=positive_number,
+        nargs='+',
+        default=[1., 2., 4.],
+        metavar='S',
+        help='multiples of the size in the config (default: 1 2 4)')
     parser.add_argument('--out', type=Path, help='also write this JSON')
     parser.add_argument('--work-dir', help='folder for the log')
     parser.add_argument(
@@ -50,11 +56,14 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         action=DictAction,
         metavar='KEY=VALUE',
         help='change the config')
-    args = parser.parse_args(argv)
-    if min(args.scales) <= 0:
-        parser.error('argument --scales: numbers above 0 are allowed, got '
-                     f'{args.scales}')
-    return args
+    return parser.parse_args(argv)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on a GPU or on a CPU."""
+    # torch.OutOfMemoryError came with 2.5; the CPU's has no type of its own.
+    return (isinstance(error, torch.cuda.OutOfMemoryError)
+            or 'DefaultCPUAllocator' in str(error))
 
 
 def enlarge(cfg: Config, scale: float) -> Config:
@@ -140,7 +149,9 @@ def benchmark(args: argparse.Namespace) -> Dict[str, Any]:
         row: Dict[str, Any] = dict(scale=scale)
         try:
             row.update(measure(cfg, args.checkpoint))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             row['reason'] = f'out of memory: {str(error).splitlines()[0]}'
             torch.cuda.empty_cache()
         rows.append(row)

@@ -1,8 +1,9 @@
 """Data and work folders in archives for another machine."""
 
+import glob
 import tarfile
 from pathlib import Path
-from typing import Iterator, List, Sequence, Tuple
+from typing import Iterator, List, Mapping, Sequence, Tuple
 
 from fma_vision.datasets.cached_images import FOLDER as CACHE
 from fma_vision.engine import UserError
@@ -46,7 +47,7 @@ def outdated(path: Path) -> bool:
 
 
 def files_of(roots: Sequence[Path],
-             folders: Sequence[Path]) -> Iterator[Tuple[Path, str]]:
+             folders: Mapping[Path, Path]) -> Iterator[Tuple[Path, str]]:
     """Files to pack and their names in the archive.
 
     Decoded images are left out: they are large, and made again in seconds.
@@ -56,15 +57,15 @@ def files_of(roots: Sequence[Path],
         for path in sorted(root.rglob('*')):
             if path.is_file() and path.relative_to(root).parts[0] != CACHE:
                 yield path, path.as_posix()
-    for folder in folders:
+    for folder, name in folders.items():
         for path in sorted(folder.rglob('*')):
             if path.is_file() and not outdated(path):
-                yield path, path.as_posix()
+                yield path, (name / path.relative_to(folder)).as_posix()
 
 
 def pack(target: Path,
          runs: Sequence[Run],
-         folders: Sequence[Path],
+         folders: Mapping[Path, Path],
          max_size: float,
          data: bool = True) -> List[Path]:
     """Write archives to unpack in a checkout: `tar -xf ARCHIVE`.
@@ -76,7 +77,8 @@ def pack(target: Path,
         target: Name of the first archive, ``.tar`` or ``.tar.xz``; others
             get ``-2``, ``-3`` and so on before the suffix.
         runs: Their data is packed.
-        folders: Work folders, packed where they exist.
+        folders: Work folders, packed where they exist, and their names in
+            the archive.
         max_size: Megabytes; another archive begins before a file that could
             make one larger.
         data: Pack data as well as work folders.
@@ -85,7 +87,8 @@ def pack(target: Path,
         list[Path]: The archives.
 
     Raises:
-        UserError: A folder is missing, or there is nothing to pack.
+        UserError: A folder is missing, there is nothing to pack, or parts of
+            another archive of this name lie there.
     """
     for suffix, mode in (('.tar.xz', 'w|xz'), ('.tar', 'w|')):
         if target.name.endswith(suffix):
@@ -94,6 +97,11 @@ def pack(target: Path,
         raise UserError(f'archive {target}: a name that ends in .tar or '
                         '.tar.xz is allowed')
     stem = target.name[:-len(suffix)]
+    # They would be unpacked with the new ones.
+    old = sorted(target.parent.glob(f'{glob.escape(stem)}-[0-9]*{suffix}'))
+    if old:
+        raise UserError(f'archive {target}: remove {", ".join(map(str, old))} '
+                        'of an earlier one')
     files = files_of(data_roots(runs) if data else [], folders)
     written: List[Path] = []
     pending = next(files, None)
@@ -105,7 +113,11 @@ def pack(target: Path,
         number = f'-{len(written) + 1}' if written else ''
         path = target.with_name(f'{stem}{number}{suffix}')
         with whole_file(path) as out, tarfile.open(
-                fileobj=out, mode=mode, format=tarfile.PAX_FORMAT) as archive:
+                fileobj=out,
+                mode=mode,
+                format=tarfile.PAX_FORMAT,
+                # What a link leads to may not be there.
+                dereference=True) as archive:
             first = True
             while pending is not None:
                 source, name = pending

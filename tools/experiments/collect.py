@@ -1,10 +1,11 @@
 """From work folders to lines of results."""
 
+import fnmatch
 import json
 import re
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from fma_vision.engine import UserError
 from fma_vision.utils.configs import input_shape, load_model_config, measure
@@ -12,7 +13,7 @@ from fma_vision.utils.files import write_bytes
 from fma_vision.utils.results import read_json, read_lines, read_log
 
 import curves  # isort: skip
-from protocol import TASKS  # isort: skip
+from protocol import PROTOCOLS, TASKS  # isort: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'benchmarks/results'
@@ -84,6 +85,9 @@ def run_line(folder: Path) -> Dict[str, Any]:
     seconds, memory = _median(training, 'time'), _median(training, 'memory')
     text = TASKS[note['dataset']] == 'language'
     rate = batch / seconds if seconds else None
+    # Speed and memory are of the training, which may have been elsewhere.
+    trained = note.get('environment') or dict(
+        test['environment'], commit=note['commit'])
     return dict(
         **_identity(note),
         parameters=cost.parameters,
@@ -100,7 +104,7 @@ def run_line(folder: Path) -> Dict[str, Any]:
                            input_shape(cfg)[0] if text and rate else None),
         # Only CUDA's allocator is asked, in MiB.
         training_memory=memory,
-        **_machine(test['environment']))
+        **_machine(trained))
 
 
 def resolution_lines(folder: Path) -> List[Dict[str, Any]]:
@@ -158,29 +162,72 @@ def append(path: Path, lines: List[Dict[str, Any]]) -> int:
     return changed
 
 
-def collect(root: Path) -> None:
-    """Read every work folder, add its results and draw its curves.
+def _folders(root: Path, protocol: Optional[str],
+             only: Sequence[str]) -> Iterator[Tuple[Path, str, str]]:
+    """Folders of finished runs, with their protocol and key."""
+    for path in sorted(root.glob('**/run.json')):
+        folder = path.parent
+        name, _, key = folder.relative_to(root).as_posix().partition('/')
+        if protocol not in (None, name) or not any(
+                fnmatch.fnmatchcase(key, pattern) for pattern in only):
+            continue
+        if (folder / 'test.json').is_file():
+            yield folder, name, key
+        else:
+            print(f'{folder}: not finished')
+
+
+def check_settings(folder: Path, protocol: str, key: str) -> None:
+    """See that a folder is of the run that has its name now.
+
+    Raises:
+        UserError: There is no such run, or it has other settings.
+    """
+    runs = PROTOCOLS[protocol]() if protocol in PROTOCOLS else []
+    run = next((run for run in runs if run.key == key), None)
+    if run is None:
+        raise UserError('no protocol has such a run')
+    changed = run.changed(protocol, read_json(folder / 'run.json'))
+    if changed:
+        raise UserError(f'was run with other settings ({", ".join(changed)})')
+
+
+def keep_log(folder: Path, line: Dict[str, Any]) -> None:
+    """Keep the whole log of a run whose weights are shipped."""
+    name = f'zoo/{line["protocol"]}/{line["name"]}/seed{line["seed"]}'
+    if (RESULTS / f'{name}.json').is_file():
+        text = ''.join(json.dumps(step) + '\n' for step in read_log(folder)[0])
+        write_bytes(RESULTS / f'{name}.log.jsonl', text.encode())
+
+
+def collect(root: Path,
+            protocol: Optional[str] = None,
+            only: Sequence[str] = ('*', )) -> None:
+    """Read work folders, add their results and draw their curves.
 
     Args:
         root: Holds a folder for each protocol.
+        protocol: The one to collect; all by default.
+        only: Patterns of the runs, ``NAME/seedN``.
 
     Raises:
-        UserError: At the end, if a folder could not be read.
+        UserError: There is no such folder; or, at the end, a folder could
+            not be read.
     """
+    if not root.is_dir():
+        raise UserError(f'--work-dir {root}: no such folder')
     runs: List[Dict[str, Any]] = []
     ablations: List[Dict[str, Any]] = []
     resolutions: List[Dict[str, Any]] = []
     drawn: Dict[Tuple[str, str], Dict[str, Any]] = {}
     broken = []
-    for path in sorted(root.glob('**/run.json')):
-        folder = path.parent
-        if not (folder / 'test.json').is_file():
-            print(f'{folder}: not finished')
-            continue
+    for folder, name, key in _folders(root, protocol, only):
         try:
+            check_settings(folder, name, key)
             line = run_line(folder)
             more = resolution_lines(folder)
             curve = run_curve(folder)
+            keep_log(folder, line)
         except Exception as error:  # whatever a damaged folder makes of it
             broken.append(f'{folder}: {type(error).__name__}: {error}')
             continue

@@ -35,12 +35,14 @@ def curve_of(lines: Sequence[Dict[str, Any]], epochs: Any,
         key: Name of the metric in the log.
 
     Returns:
-        ``unit`` of the time, points of ``loss`` and of ``metric``.
+        ``unit`` of the time, points of ``loss`` and of ``metric``, and the
+        name of the latter as ``score``.
     """
     training = [line for line in lines if 'loss' in line]
     scale = epochs / training[-1]['step'] if epochs and training else 1
     return dict(
         unit='epochs' if epochs else 'iterations',
+        score=key,
         loss=thin([(line['step'] * scale, line['loss']) for line in training]),
         # Steps of validation are epochs already.
         metric=[(line['step'], line[key]) for line in lines if key in line])
@@ -71,6 +73,7 @@ def draw(curves: Dict[str, Dict[str, Any]], path: Path) -> None:
         path: The picture.
     """
     parts = ['loss'] + ['metric'] * any(c['metric'] for c in curves.values())
+    scores = {c['score'] for c in curves.values() if c.get('score')}
     figure, axes = pyplot.subplots(
         1, len(parts), figsize=(6 * len(parts), 4.5), squeeze=False)
     for axis, part in zip(axes[0], parts):
@@ -78,7 +81,8 @@ def draw(curves: Dict[str, Dict[str, Any]], path: Path) -> None:
             if curve[part]:
                 axis.plot(*zip(*curve[part]), label=name, linewidth=1)
         axis.set_xlabel(next(iter(curves.values()))['unit'])
-        axis.set_ylabel('training loss' if part == 'loss' else 'validation')
+        axis.set_ylabel('training loss' if part ==
+                        'loss' else ' '.join(['validation', *sorted(scores)]))
         axis.grid(alpha=.3)
         axis.spines[['top', 'right']].set_visible(False)
     axes[0][0].legend(frameon=False, fontsize='small')

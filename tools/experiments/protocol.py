@@ -5,7 +5,8 @@ takes. Names are stable, because results and work folders go by them:
 ``<dataset>/<attention>`` for a comparison, ``<dataset>/<attention>-<what>``
 where something else differs, ``ablations/<what>`` for FMA on CIFAR-10.
 """
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -83,6 +84,16 @@ class Run:
     def key(self) -> str:
         """Name and seed: its work folder, and what ``--only`` matches."""
         return f'{self.name}/seed{self.seed}'
+
+    def note(self, protocol: str) -> Dict[str, Any]:
+        """What is written into the work folder: the settings, as JSON."""
+        return dict(protocol=protocol, **json.loads(json.dumps(asdict(self))))
+
+    def changed(self, protocol: str, note: Mapping[str, Any]) -> List[str]:
+        """In what a folder's note is of another run than this one."""
+        # Scales are only looked at after the training.
+        return sorted(key for key, value in self.note(protocol).items()
+                      if key != 'scales' and value != note.get(key))
 
 
 # The last checkpoint is the one that counts: a best one, chosen by the files
@@ -345,6 +356,16 @@ def reduced() -> List[Run]:
             options=_RELATIVE,
             start='tiny_imagenet100/fma')
     ]
+    # 400 iterations decide by chance which classes are found.
+    runs += [
+        run('camvid',
+            attention,
+            '-long-pretrained',
+            start=f'tiny_imagenet100/{attention}',
+            train_options={
+                **_REDUCED['train_options'], 'train_cfg.max_iters': 1000
+            }) for attention in ('fma', 'window')
+    ]
     nano = 'configs/lm/{}-lm-nano_1xb2-3k_books-1k.py'
     runs += [
         Run(f'books/{attention}-1k',
@@ -369,6 +390,7 @@ def reduced() -> List[Run]:
     runs += _tried()
     several = ('tiny_imagenet100/fma', 'tiny_imagenet100/window',
                'camvid/fma-pretrained', 'camvid/window-pretrained',
+               'camvid/fma-long-pretrained', 'camvid/window-long-pretrained',
                'dubai_aerial/fma-pretrained', 'dubai_aerial/window-pretrained')
     return runs + [
         replace(run, seed=seed, scales=()) for seed in (1, 2)

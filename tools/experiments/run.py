@@ -15,14 +15,13 @@ last checkpoint and `test.json`. See docs/experiments.md.
 
 import argparse
 import fnmatch
-import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
@@ -38,7 +37,8 @@ except ImportError:  # not on Windows
     fcntl = None
 
 from fma_vision.engine import UserError, read_checkpoint, run_tool
-from fma_vision.utils.environment import git_commit
+from fma_vision.utils.arguments import positive_number
+from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import whole_file, write_json
 from fma_vision.utils.results import read_json
 
@@ -67,7 +67,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         type=Path,
         help='pack: file to write, .tar or .tar.xz')
     parser.add_argument(
-        '--protocol', choices=sorted(PROTOCOLS), default='full')
+        '--protocol',
+        choices=sorted(PROTOCOLS),
+        help='default: full; collect: all')
     parser.add_argument(
         '--only',
         nargs='+',
@@ -83,7 +85,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         '--device', choices=['cpu', 'cuda'], help='default: the best there is')
     parser.add_argument(
         '--time-limit',
-        type=float,
+        type=positive_number,
         metavar='MINUTES',
         help='stop a training after so long, and start nothing more')
     parser.add_argument(
@@ -92,7 +94,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         '--dry-run', action='store_true', help='print the commands only')
     parser.add_argument(
         '--max-size',
-        type=float,
+        type=positive_number,
         default=60.,
         metavar='MB',
         help='pack: begin another archive before this size')
@@ -153,8 +155,25 @@ class Workplace:
         """Whether the training came to its end."""
         return (self.folder(run) / 'trained').is_file()
 
+    def changed(self, run: Run) -> List[str]:
+        """The settings in which a folder that has begun is of another run.
+
+        Raises:
+            UserError: The folder's note is damaged.
+        """
+        path = self.folder(run) / 'run.json'
+        if not path.is_file():
+            return []
+        return run.changed(self.protocol, read_json(path))
+
     def state(self, run: Run) -> str:
-        """'done', 'trained', 'begun' or 'missing'."""
+        """'done', 'trained', 'begun', 'missing', or 'other settings'.
+
+        Raises:
+            UserError: The folder's note is damaged.
+        """
+        if self.changed(run):
+            return 'other settings'
         if self.trained(run):
             missing = [p for p in self.results(run) if not p.is_file()]
             return 'trained' if missing else 'done'
@@ -164,6 +183,15 @@ class Workplace:
         """The files that a finished run has."""
         names = ['test.json'] + ['resolution.json'] * bool(run.scales)
         return [self.folder(run) / name for name in names]
+
+
+def with_starts(runs: Sequence[Run], protocol: str) -> List[Run]:
+    """Runs, and those that they start from, each once."""
+    starts = {(run.start, run.seed) for run in runs}
+    return [
+        run for run in PROTOCOLS[protocol]()
+        if run in runs or (run.name, run.seed) in starts
+    ]
 
 
 def option_list(options: Mapping[str, Any]) -> List[str]:
@@ -241,7 +269,7 @@ def test_commands(run: Run, place: Workplace,
             commands.append([
                 sys.executable, 'tools/analysis_tools/benchmark_resolution.py',
                 run.config, weights, '--scales', *map(str, run.scales),
-                '--out',
+                '--work-dir', (path.parent / 'resolution').as_posix(), '--out',
                 path.as_posix(), *options
             ])
     return commands
@@ -274,29 +302,29 @@ def slim(path: Path) -> None:
         torch.save(kept, file)
 
 
-def note_of(run: Run, place: Workplace) -> Dict[str, Any]:
-    """What is written into the work folder about a run."""
-    return dict(protocol=place.protocol, **json.loads(json.dumps(asdict(run))))
-
-
-def claim(run: Run, place: Workplace) -> None:
+def claim(run: Run, place: Workplace, device: Optional[str]) -> None:
     """Write down what the folder is of, or see that it is of this run.
+
+    Where and with what a training began is kept, too.
+
+    Args:
+        run, place: Of the folder.
+        device: That was asked for.
 
     Raises:
         UserError: Something else was trained there, or the note is damaged.
     """
-    path = place.folder(run) / 'run.json'
-    note = note_of(run, place)
+    path, note = place.folder(run) / 'run.json', run.note(place.protocol)
+    changed = place.changed(run)
+    if changed:
+        raise UserError(f'{path.parent} was begun with other settings '
+                        f'({", ".join(changed)}); move it away')
     if path.is_file():
-        before = read_json(path)
-        changed = sorted(k for k in note if note[k] != before.get(k))
-        # Only looked at after the training.
-        if [key for key in changed if key != 'scales']:
-            raise UserError(f'{path.parent} was begun with other settings '
-                            f'({", ".join(changed)}); move it away')
-        note['commit'] = before.get('commit')
+        # The scales may be others now.
+        note = {**read_json(path), **note}
     else:
-        note['commit'] = git_commit()
+        from mmengine.device import get_device
+        note['environment'] = collect_environment(device or get_device())
     write_json(path, note)
 
 
@@ -331,7 +359,7 @@ def finish(run: Run, place: Workplace, args: argparse.Namespace,
     Raises:
         UserError: A command failed, or the run cannot start.
     """
-    claim(run, place)
+    claim(run, place, args.device)
     if not place.trained(run):
         call(train_command(run, place, args.device, minutes))
         if not has_ended(run, place):
@@ -364,18 +392,21 @@ def run_all(runs: List[Run], place: Workplace,
         UserError: At the end, if a run failed; names each and why.
     """
     started, failed, done = time.time(), [], 0
+    left, in_time = None, True
     for run in runs:
-        if place.state(run) == 'done':
-            done += 1
-            continue
-        left = None
-        if args.time_limit is not None:
-            left = args.time_limit - (time.time() - started) / 60
-            if left < LEAST_MINUTES:
-                print(f'The time is up before {run.key}')
-                break
-        print(f'== {run.key} ({place.state(run)})', flush=True)
         try:
+            state = place.state(run)
+            if state == 'done':
+                done += 1
+                continue
+            if args.time_limit is not None:
+                left = args.time_limit - (time.time() - started) / 60
+                if left < LEAST_MINUTES:
+                    if in_time:
+                        print(f'The time is up before {run.key}')
+                    in_time = False
+                    continue
+            print(f'== {run.key} ({state})', flush=True)
             with alone(place.folder(run)):
                 done += finish(run, place, args, left)
         except Exception as error:  # whatever a damaged folder makes of it
@@ -396,7 +427,11 @@ def table(runs: List[Run], place: Workplace) -> str:
             extra.append(f'from {run.start}')
         if 'train_cfg.max_iters' in options:
             extra.append(f'{options["train_cfg.max_iters"]} iterations')
-        lines.append(f'{place.state(run):8} {run.key:44} '
+        try:
+            state = place.state(run)
+        except UserError:
+            state = 'damaged'
+        lines.append(f'{state:8} {run.key:44} '
                      f'{Path(run.config).stem} {" ".join(extra)}'.rstrip())
     return '\n'.join(lines)
 
@@ -414,24 +449,34 @@ def dry_run(runs: List[Run], place: Workplace,
                 print(f'# {run.key}: {error}')
                 continue
         for command in commands + test_commands(run, place, args.device):
-            print(' '.join(['python', *command[1:]]))
+            print(shlex.join(['python', *command[1:]]))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     if args.archive is not None:
         args.archive = args.archive.absolute()
+    if ' ' in str(args.work_dir):
+        # It holds weights to start from, and mmengine drops spaces.
+        raise UserError(f'--work-dir {args.work_dir}: a path without spaces '
+                        'is allowed')
     # Configs and what they name are found from here.
     os.chdir(ROOT)
     if args.action == 'collect':
-        collect.collect(args.work_dir)
+        collect.collect(args.work_dir, args.protocol, args.only)
         return
-    runs = select(args.protocol, args.only)
-    place = Workplace(args.work_dir, args.protocol)
+    protocol = args.protocol or 'full'
+    runs = select(protocol, args.only)
+    place = Workplace(args.work_dir, protocol)
     if args.action == 'pack':
-        folders = [place.folder(run) for run in runs]
         archive.pack(
-            args.archive, runs, folders, args.max_size, data=not args.no_data)
+            args.archive,
+            runs, {
+                folder: WORK / folder.relative_to(args.work_dir)
+                for folder in map(place.folder, with_starts(runs, protocol))
+            },
+            args.max_size,
+            data=not args.no_data)
     elif args.list:
         print(table(runs, place))
     elif args.dry_run:

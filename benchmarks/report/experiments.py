@@ -194,11 +194,13 @@ def comparison(results: Path, dataset: str) -> Optional[str]:
             str(len(group)),
             next((f'{line["value"]:.{digits}f}'
                   for line in group if line['seed'] == 0), '–'),
+            next((f'{line["training_loss"]:.3f}'
+                  for line in group if line['seed'] == 0), '–'),
             _number(group[0][f'{speed}_per_second'])
         ] for group in groups(lines)]
         head = [
             'attention', 'params, M', 'GMACs', 'training', METRICS[metric][0],
-            'seeds', 'seed 0', f'{speed}/s'
+            'seeds', 'seed 0', 'its loss', f'{speed}/s'
         ]
         of_first = 'training speed is'
         # Only CUDA's allocator is asked.
@@ -209,8 +211,10 @@ def comparison(results: Path, dataset: str) -> Optional[str]:
                 row.append(_number(group[0]['training_memory']))
         parts.append(
             f'{DATASETS[dataset]}. {PROTOCOLS[protocol]}; {of_first} of the '
-            'first seed, ± is the sample standard deviation over the seeds'
-            f'{chance(lines)}:\n\n{table(head, rows)}\n\n{places(lines)}')
+            'first seed, ± is the sample standard deviation over the seeds, '
+            '"its loss" the mean over the last quarter of the training with '
+            f'seed 0{chance(lines)}:\n\n{table(head, rows)}\n\n{places(lines)}'
+        )
     return '\n\n'.join(parts) or None
 
 

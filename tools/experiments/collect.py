@@ -83,6 +83,8 @@ def run_line(folder: Path) -> Dict[str, Any]:
     training = [line for line in lines if 'loss' in line]
     batch = cfg.train_dataloader.batch_size
     seconds, memory = _median(training, 'time'), _median(training, 'memory')
+    # Much less noisy than a score, as seeds share the order of the data.
+    last = [line['loss'] for line in training[len(training) * 3 // 4:]]
     text = TASKS[note['dataset']] == 'language'
     rate = batch / seconds if seconds else None
     # Speed and memory are of the training, which may have been elsewhere.
@@ -99,6 +101,7 @@ def run_line(folder: Path) -> Dict[str, Any]:
         amp=note['amp'],
         metric=METRICS[metric],
         value=test['metrics'][metric],
+        training_loss=round(statistics.mean(last), 4) if last else None,
         images_per_second=None if text else rate,
         tokens_per_second=(rate *
                            input_shape(cfg)[0] if text and rate else None),

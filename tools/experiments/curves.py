@@ -74,19 +74,43 @@ def draw(curves: Dict[str, Dict[str, Any]], path: Path) -> None:
     """
     parts = ['loss'] + ['metric'] * any(c['metric'] for c in curves.values())
     scores = {c['score'] for c in curves.values() if c.get('score')}
+    # Seeds of a run share a line in the legend.
+    runs = sorted({_run_of(name) for name in curves})
+    styles = {
+        run:
+        dict(
+            color=pyplot.get_cmap('tab10')(i % 10),
+            linestyle=('-', '--', ':')[i // 10 % 3])
+        for i, run in enumerate(runs)
+    }
     figure, axes = pyplot.subplots(
-        1, len(parts), figsize=(6 * len(parts), 4.5), squeeze=False)
+        1,
+        len(parts),
+        figsize=(6 * len(parts) + 2, 4.5),
+        squeeze=False,
+        layout='constrained')
     for axis, part in zip(axes[0], parts):
         for name, curve in curves.items():
             if curve[part]:
-                axis.plot(*zip(*curve[part]), label=name, linewidth=1)
+                axis.plot(
+                    *zip(*curve[part]), linewidth=1, **styles[_run_of(name)])
         axis.set_xlabel(next(iter(curves.values()))['unit'])
         axis.set_ylabel('training loss' if part ==
                         'loss' else ' '.join(['validation', *sorted(scores)]))
         axis.grid(alpha=.3)
         axis.spines[['top', 'right']].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize='small')
-    figure.tight_layout()
+    lines = [pyplot.Line2D([], [], **styles[run]) for run in runs]
+    figure.legend(
+        lines,
+        runs,
+        loc='outside right center',
+        frameon=False,
+        fontsize='small')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _run_of(name: str) -> str:
+    """The name of a curve without its seed."""
+    return name.partition(', seed ')[0]

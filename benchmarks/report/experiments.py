@@ -6,6 +6,7 @@ from ``softmax_shares/*.json``.
 """
 from math import isfinite, sqrt
 from pathlib import Path
+from statistics import mean
 from typing import Any, Dict, List, Optional
 
 from protocol import PROTOCOLS as RUNS  # isort: skip
@@ -164,12 +165,19 @@ def _length(line: Dict[str, Any]) -> str:
     return f'{_number(line["iterations"])} × {line["batch_size"]}'
 
 
+def _first_seed(line: Dict[str, Any], digits: int) -> List[str]:
+    """Score and loss of seed 0, which is the first line where it is there."""
+    if line['seed'] != 0:
+        return ['–', '–']
+    return [f'{line["value"]:.{digits}f}', f'{line["training_loss"]:.3f}']
+
+
 def chance(lines: List[Dict[str, Any]]) -> str:
     """What the number of test images alone does to a score, as a clause."""
     number = TESTED.get(lines[0]['dataset'])
     if number is None:
         return ''
-    share = sum(line['value'] for line in lines) / len(lines) / 100
+    share = mean(line['value'] for line in lines) / 100
     error = sqrt(share * (1 - share) / number) * 100
     return (f'; of one score of {share:.0%}, the {number:,} test images leave '
             f'a standard error of {error:.2f}')
@@ -191,11 +199,7 @@ def comparison(results: Path, dataset: str) -> Optional[str]:
             f'{group[0]["macs"] / 1e9:.3f}',
             _length(group[0]),
             spread([line['value'] for line in group], digits),
-            str(len(group)),
-            next((f'{line["value"]:.{digits}f}'
-                  for line in group if line['seed'] == 0), '–'),
-            next((f'{line["training_loss"]:.3f}'
-                  for line in group if line['seed'] == 0), '–'),
+            str(len(group)), *_first_seed(group[0], digits),
             _number(group[0][f'{speed}_per_second'])
         ] for group in groups(lines)]
         head = [
@@ -250,7 +254,7 @@ def targets(results: Path) -> Optional[str]:
                 if not better:
                     continue
                 compared.update(names)
-                beyond = sum(better) / len(better) - least
+                beyond = mean(better) - least
                 verdict = 'yes' if beyond >= 0 else 'no'
                 error = standard_error(better)
                 if error is None:

@@ -1,5 +1,6 @@
 """How numbers, machines and tables are written."""
 from math import sqrt
+from statistics import mean, stdev
 from typing import List, Optional
 
 
@@ -53,23 +54,16 @@ def short(count: Optional[float]) -> str:
     return number(count)
 
 
-def deviation(values: List[float]) -> float:
-    """The sample standard deviation of at least two values."""
-    mean = sum(values) / len(values)
-    square = sum((value - mean)**2 for value in values) / (len(values) - 1)
-    return sqrt(square)
-
-
 def standard_error(values: List[float]) -> Optional[float]:
     """That of the mean; None for a single value."""
     if len(values) == 1:
         return None
-    return deviation(values) / sqrt(len(values))
+    return stdev(values) / sqrt(len(values))
 
 
 def spread(values: List[float], digits: int = 2, sign: str = '') -> str:
     """The mean, and the standard deviation where there are several."""
-    mean = sum(values) / len(values)
+    text = f'{mean(values):{sign}.{digits}f}'
     if len(values) == 1:
-        return f'{mean:{sign}.{digits}f}'
-    return f'{mean:{sign}.{digits}f} ± {deviation(values):.{digits}f}'
+        return text
+    return f'{text} ± {stdev(values):.{digits}f}'

@@ -7,6 +7,7 @@ writes, the log of its training beside it as ``seedN.log.jsonl``.
 import os
 import re
 from pathlib import Path
+from statistics import mean
 from typing import Any, Dict, List, Optional
 
 from protocol import ATTENTIONS as PREFIXES  # isort: skip
@@ -116,12 +117,15 @@ def _field(entry: str, name: str) -> str:
     return re.search(rf'(?m)^ +{name}: (.+)$', entry)[1]
 
 
-def _mean(lines: List[Dict[str, Any]], started: bool) -> str:
-    """The score of runs from scratch, or from other weights."""
-    values = [
-        line['value'] for line in lines
-        if (line['start'] is not None) == started
-    ]
+def _by_start(lines: List[Dict[str, Any]],
+              started: bool) -> List[Dict[str, Any]]:
+    """The runs from scratch, or those from other weights."""
+    return [line for line in lines if (line['start'] is not None) == started]
+
+
+def _score(lines: List[Dict[str, Any]]) -> str:
+    """The mean over the seeds, and how many they are; a dash for none."""
+    values = [line['value'] for line in lines]
     if len(values) < 2:
         return spread(values) if values else '–'
     return f'{spread(values)} ({len(values)} seeds)'
@@ -139,7 +143,10 @@ def models(results: Path, folder: str) -> str:
         attention = next(ATTENTIONS[a][1] for a, prefix in PREFIXES.items()
                          if prefix == kind)
         lines = known.get(config, [])
-        values = [_mean(lines, False)] + [_mean(lines, True)] * segments
+        values = [
+            _score(_by_start(lines, started))
+            for started in (False, True)[:1 + segments]
+        ]
         if not lines:
             values[0] = NOT_YET
         link = '–'
@@ -191,20 +198,16 @@ def fill_metafile(text: str, results: Path) -> str:
                      f'    Weights: {model["checkpoint"]}\n' +
                      _result(config, model, [model['seed']]))
         elif config in measured:
-            lines = _most_seeds(measured[config])
-            mean = sum(line['value'] for line in lines) / len(lines)
+            # From scratch or from weights, whichever are more.
+            lines = max((_by_start(measured[config], started)
+                         for started in (False, True)),
+                        key=len)
+            value = mean(line['value'] for line in lines)
             entry = f'{entry.rstrip()}\n' + _result(
-                config, dict(lines[0],
-                             value=mean), [line['seed'] for line in lines])
+                config, dict(lines[0], value=value),
+                [line['seed'] for line in lines])
         entries[i] = entry
     return head + ''.join(entries)
-
-
-def _most_seeds(lines: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """Those from scratch or those from weights, whichever are more."""
-    parts = [[line for line in lines if (line['start'] is None) == scratch]
-             for scratch in (True, False)]
-    return max(parts, key=len)
 
 
 def _result(config: str, run: Dict[str, Any], seeds: List[int]) -> str:

@@ -425,7 +425,7 @@ def test_pack(suffix: str, scripts, small, tmp_path, monkeypatch) -> None:
         (data / f'noise{i}').write_bytes(np.roll(noise, i * 7).tobytes())
     (data / 'cache').mkdir(exist_ok=True)
     (data / 'cache/pixels.bin').write_bytes(b'decoded')
-    work = tmp_path / 'work'
+    work = tmp_path / 'runs'
     write_json(work / 'run.json', {})
     for step in (1, 2):
         (work / f'epoch_{step}.pth').write_bytes(b'weights')
@@ -453,7 +453,7 @@ def test_pack(suffix: str, scripts, small, tmp_path, monkeypatch) -> None:
         p.as_posix()[1:]
         for p in data.rglob('*') if p.is_file() and 'cache' not in p.parts
     ] + [
-        f'work_dirs/work/{name}'
+        f'work_dirs/runs/{name}'
         for name in ('run.json', 'epoch_2.pth', 'last_checkpoint')
     ]
     assert sorted(names) == sorted(wanted)

@@ -265,10 +265,14 @@ def full() -> List[Run]:
 
 # -- reduced: a CPU, minutes a run -------------------------------------------
 
-_REDUCED = dict(
-    amp=True, train_options={
-        **LAST_ONLY, 'optim_wrapper.dtype': 'bfloat16'
-    })
+
+def _short(**options: Any) -> Dict[str, Any]:
+    """How runs of minutes train, with changes of the training."""
+    given = {**LAST_ONLY, 'optim_wrapper.dtype': 'bfloat16', **options}
+    return dict(amp=True, train_options=given)
+
+
+_REDUCED = _short()
 # A third of the config's 3,000 steps.
 _REDUCED_BOOKS = {**LAST_ONLY, 'train_cfg.max_iters': 1000}
 # What the map of 16 x 16 tokens of the reduced CIFAR-10 can tell.
@@ -295,13 +299,12 @@ def _tried() -> List[Run]:
         ]
     run = partial(twin, REDUCED_CONFIGS, 'tiny_imagenet100')
     runs += [
-        run(attention,
-            f'-250-lr{rate:g}',
-            amp=True,
-            train_options={
-                **_REDUCED['train_options'], 'train_cfg.max_iters': 250,
+        run(
+            attention, f'-250-lr{rate:g}',
+            **_short(**{
+                'train_cfg.max_iters': 250,
                 'optim_wrapper.optimizer.lr': rate
-            }) for attention in ('fma', 'window')
+            })) for attention in ('fma', 'window')
         for rate in (3e-4, 1e-3, 3e-3)
     ]
     changes = {
@@ -362,9 +365,8 @@ def reduced() -> List[Run]:
             attention,
             '-long-pretrained',
             start=f'tiny_imagenet100/{attention}',
-            train_options={
-                **_REDUCED['train_options'], 'train_cfg.max_iters': 1000
-            }) for attention in ('fma', 'window')
+            **_short(**{'train_cfg.max_iters': 1000}))
+        for attention in ('fma', 'window')
     ]
     nano = 'configs/lm/{}-lm-nano_1xb2-3k_books-1k.py'
     runs += [

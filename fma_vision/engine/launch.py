@@ -1,4 +1,5 @@
 """From a config to a runner, on whatever device is there."""
+import gc
 import os
 import sys
 from typing import Any, Callable, Optional, Tuple
@@ -137,6 +138,7 @@ def run_tool(main: Callable[[], Any]) -> None:
     """
     try:
         main()
+        _leave_group()
     except (UserError, FileNotFoundError) as error:
         sys.exit(f'error: {" ".join(str(error).split())}')
     except KeyboardInterrupt:
@@ -145,6 +147,17 @@ def run_tool(main: Callable[[], Any]) -> None:
         # Whoever read the output, such as `head`, has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _leave_group() -> None:
+    """End the work of several processes.
+
+    One that exits with the group still open may abort: its threads run on.
+    """
+    import torch.distributed as dist
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()  # a model that was distributed holds on to the group
+        dist.destroy_process_group()
 
 
 def _enable_amp(cfg: Config) -> None:

@@ -2,11 +2,12 @@
 import gc
 import os
 import sys
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
-from .checkpoint import read_checkpoint, use_safe_reader
+from .checkpoint import check_checkpoint, read_checkpoint, use_safe_reader
 from .classes import check_classes, check_same_classes, check_vocabulary
-from .config import Config, UserError, building, check_data_roots
+from .config import (Config, UserError, building, check_data_roots,
+                     drop_averaging, load_config, set_work_dir)
 
 ACCELERATOR_AMP, CPU_AMP = 'AmpOptimWrapper', 'CPUAmpOptimWrapper'
 
@@ -122,6 +123,40 @@ def check_data(runner: Any,
         meta = read_checkpoint(checkpoint).get('meta') or {}
         check_vocabulary(dataset, meta.get('dataset_meta'),
                          f'checkpoint {checkpoint}')
+
+
+def trained_runner(config: str,
+                   checkpoint: str,
+                   device: Optional[str] = None,
+                   work_dir: Optional[str] = None,
+                   cfg_options: Optional[Dict[str, Any]] = None) -> Any:
+    """A trained model beside the data it is tested on.
+
+    Args:
+        config, checkpoint (str): Files.
+        device (str, optional): As for :func:`select_device`.
+        work_dir (str, optional): For the log.
+        cfg_options (dict, optional): Settings to override.
+
+    Returns:
+        mmengine.runner.Runner: With ``model``, the weights loaded, in eval
+        mode, and the data built.
+
+    Raises:
+        UserError: A file, a setting or the data is wrong.
+    """
+    select_device(device)
+    cfg = load_config(config, cfg_options)
+    set_work_dir(cfg, config, work_dir)
+    cfg.load_from = checkpoint
+    drop_averaging(cfg)
+    prepare(cfg, ('test_dataloader', ))
+    runner = build_runner(cfg)
+    check_checkpoint(runner.model, checkpoint)
+    check_data(runner, 'test', checkpoint)
+    runner.load_or_resume()
+    runner.model.eval()
+    return runner
 
 
 def _dataset(runner: Any, part: str) -> Any:

@@ -35,7 +35,8 @@ class _FMAttention(nn.Module):
                  proj_drop: float = 0.,
                  backend: str = 'auto',
                  positions: Optional[str] = None,
-                 rotary_base: Optional[float] = None) -> None:
+                 rotary_base: Optional[float] = None,
+                 relative_slope: float = 0.) -> None:
         super().__init__()
         self.dim = dim
         self.num_heads = num_heads
@@ -50,6 +51,9 @@ class _FMAttention(nn.Module):
         if positions not in (None, 'rotary', 'relative'):
             raise ValueError("positions must be None, 'rotary' or 'relative', "
                              f'got {positions!r}')
+        if relative_slope and positions != 'relative':
+            raise ValueError("relative_slope needs positions='relative', got "
+                             f'positions={positions!r}')
         if rotary_base is None:
             rotary_base = self.default_rotary_base
         if positions == 'rotary':
@@ -88,7 +92,8 @@ class _FMAttention(nn.Module):
         self.relative_position_bias_table: Optional[RelativeBias] = None
         if positions == 'relative':
             self.relative_position_bias_table = RelativeBias(
-                self.ndim, num_heads, cell_size, rank, max_levels, num_levels)
+                self.ndim, num_heads, cell_size, rank, max_levels, num_levels,
+                relative_slope)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -281,6 +286,9 @@ class FMAttention2D(_FMAttention):
         rotary_base (float, optional): Base of the rotary frequencies.
             Defaults to 100, that of the axial form in arXiv 2403.13298:
             maps are shorter than texts.
+        relative_slope (float): How steeply relative tables fall with the
+            distance at the start; 0 is not at all. Helps where training is
+            short.
 
     Raises:
         ValueError: If an argument is out of range, or rotary positions meet
@@ -321,7 +329,8 @@ class FMAttention1D(_FMAttention):
     Args:
         dim, num_heads, cell_size, num_levels, rank, summaries, max_levels,
             qkv_bias, mass, pool_queries, attn_drop, proj_drop, backend,
-            positions: As :class:`FMAttention2D`, on tokens ``[B, N, dim]``.
+            positions, relative_slope: As :class:`FMAttention2D`, on tokens
+            ``[B, N, dim]``.
         causal (bool): Attend to the left only. Defaults to False.
         rotary_base (float, optional): Base of the rotary frequencies.
             Defaults to 10000.

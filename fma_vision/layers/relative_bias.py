@@ -1,5 +1,6 @@
 """Learned logits by relative position, near and far."""
 
+import math
 from typing import Any, Dict, Optional, Set, Tuple
 
 import torch
@@ -39,9 +40,11 @@ class RelativeBias(nn.Module):
             and to 4 in 2D.
         num_levels (int, optional): Levels of the layer, if it fixes them: no
             more sets are made.
+        slope (float): Of the first head at the start. Defaults to 0.
 
     Raises:
-        ValueError: If ``max_levels`` or ``num_levels`` is less than 1.
+        ValueError: If ``max_levels`` or ``num_levels`` is less than 1, or
+            ``slope`` is negative or not finite.
     """
 
     # As for learned summaries.
@@ -53,8 +56,12 @@ class RelativeBias(nn.Module):
                  cell_size: int,
                  rank: int,
                  max_levels: Optional[int] = None,
-                 num_levels: Optional[int] = None) -> None:
+                 num_levels: Optional[int] = None,
+                 slope: float = 0.) -> None:
         super().__init__()
+        if not 0 <= slope < math.inf:
+            raise ValueError('slope must be finite and at least 0, got '
+                             f'{slope}')
         sets = self.default_levels[ndim] if max_levels is None else max_levels
         if num_levels is not None:
             if num_levels < 1:
@@ -71,6 +78,28 @@ class RelativeBias(nn.Module):
             torch.zeros(num_heads, (4 * cell_size - 1)**ndim))
         self.far_bias = nn.Parameter(
             torch.zeros(sets, num_heads, rank**ndim, FAR_SIDE**ndim))
+        if slope:
+            self._decay(slope)
+
+    @torch.no_grad()
+    def _decay(self, slope: float) -> None:
+        """Let the tables fall with the distance."""
+        heads = len(self.near_bias)
+        falls = slope * 2**(-8 * torch.arange(heads) / heads)
+        reach = 2 * self.cell_size - 1  # of the near field, in tokens
+        near = _distances(torch.arange(-reach, reach + 1.), self.ndim)
+        self.near_bias.copy_(-falls[:, None] * near.flatten())
+        # Centres of sub-cells against that of the query's cell, in cells.
+        parts = (torch.arange(self.rank) + .5) / self.rank - .5
+        cells = torch.arange(-(FAR_SIDE // 2), FAR_SIDE // 2 + 1)
+        far = _distances((parts[:, None] + cells).flatten(), self.ndim)
+        # [rank, 7] for each axis, then all sub-cells before all offsets.
+        far = far.view((self.rank, FAR_SIDE) * self.ndim)
+        far = far.permute(*range(0, far.ndim, 2), *range(1, far.ndim, 2))
+        far = far.reshape(self.far_bias.shape[2:])
+        for level, table in enumerate(self.far_bias):
+            width = self.cell_size * 2**level
+            table.copy_(-falls[:, None, None] * width * far)
 
     def no_weight_decay(self) -> Set[str]:
         """Names of parameters that should not decay."""
@@ -137,6 +166,12 @@ class RelativeBias(nn.Module):
             table = parts.flatten(2).transpose(1, 2).unflatten(0, lead)
         last = len(table) - 1
         return torch.stack([table[min(i, last)] for i in range(sets)])
+
+
+def _distances(axis: torch.Tensor, ndim: int) -> torch.Tensor:
+    """Lengths ``[n] * ndim`` of vectors with coordinates ``axis [n]``."""
+    grid = torch.meshgrid(*[axis] * ndim, indexing='ij')
+    return torch.stack(grid).norm(dim=0)
 
 
 def _at_least_float32(table: torch.Tensor) -> torch.Tensor:

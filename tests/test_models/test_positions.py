@@ -402,6 +402,51 @@ def test_the_last_set_serves_the_levels_above(grid, levels):
     assert not torch.allclose(more(x), layer(x))
 
 
+@pytest.mark.parametrize('ndim', [1, 2])
+@pytest.mark.parametrize('rank', [1, 2])
+def test_slopes_fall_with_the_distance(ndim, rank):
+    bias = RelativeBias(ndim, 4, 4, rank, 3, slope=.5)
+    falls = [.5, .5 / 4, .5 / 16, .5 / 64]
+    near = bias.near_bias.view(4, *[15] * ndim)
+    for offset in itertools.product(range(-7, 8), repeat=ndim):
+        at = tuple(x + 7 for x in offset)
+        expected = [-fall * math.hypot(*offset) for fall in falls]
+        torch.testing.assert_close(near[(slice(None), *at)],
+                                   torch.tensor(expected))
+    far = bias.far_bias.view(3, 4, *[rank] * ndim, *[7] * ndim)
+    for level, part, cell in itertools.product(
+            range(3), itertools.product(range(rank), repeat=ndim),
+            itertools.product(range(-3, 4), repeat=ndim)):
+        # Centres, in cells: of a key's sub-cell against the query's cell.
+        centre = [c + (a + .5) / rank - .5 for a, c in zip(part, cell)]
+        distance = math.hypot(*centre) * 4 * 2**level
+        at = (level, slice(None), *part, *(c + 3 for c in cell))
+        torch.testing.assert_close(
+            far[at], torch.tensor([-fall * distance for fall in falls]))
+
+
+@pytest.mark.parametrize('cls, grid', [(FMAttention1D, (64, )),
+                                       (FMAttention2D, (32, 24))])
+def test_slopes_keep_a_new_layer_near(cls, grid):
+    x = torch.randn(1, *grid, 16)
+    other = x.clone()
+    other[(0, *[-1] * len(grid))] += 100  # the token farthest from the first
+    moved = []
+    for slope in (0., 2.):
+        torch.manual_seed(0)
+        layer = cls(16, 2, positions='relative', relative_slope=slope)
+        layer.qkv.weight.data[16:32] = 0  # keys all alike
+        out, changed = layer(x), layer(other)
+        first = (0, *[0] * len(grid))
+        moved.append((changed[first] - out[first]).abs().max())
+    assert 0 < moved[1] < .5 * moved[0]
+    for value in (-1., math.nan, math.inf):
+        with pytest.raises(ValueError, match='slope must be finite'):
+            cls(16, 2, positions='relative', relative_slope=value)
+    with pytest.raises(ValueError, match="needs positions='relative'"):
+        cls(16, 2, positions='rotary', relative_slope=1.)
+
+
 def test_triton_refuses_relative_biases():
     layer = FMAttention2D(16, 2, positions='relative', backend='triton')
     with pytest.raises(ValueError, match="backend='triton' cannot run: "):

@@ -24,9 +24,7 @@ if __name__ == '__main__':  # so that a checkout works without installing it
 import torch
 from mmengine.config import DictAction
 
-from fma_vision.engine import (UserError, build_runner, check_checkpoint,
-                               check_data, drop_averaging, load_config,
-                               prepare, run_tool, select_device, set_work_dir)
+from fma_vision.engine import UserError, run_tool, trained_runner
 from fma_vision.utils.arguments import positive
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
@@ -69,17 +67,8 @@ def measure(args: argparse.Namespace) -> Tuple[Shares, int]:
     Raises:
         UserError: The model has no FMA layer that runs, or cannot be run.
     """
-    select_device(args.device)
-    cfg = load_config(args.config, args.cfg_options)
-    set_work_dir(cfg, args.config, args.work_dir)
-    cfg.load_from = args.checkpoint
-    drop_averaging(cfg)
-    prepare(cfg, ('test_dataloader', ))
-    runner = build_runner(cfg)
-    check_checkpoint(runner.model, args.checkpoint)
-    check_data(runner, 'test', args.checkpoint)
-    runner.load_or_resume()
-    runner.model.eval()
+    runner = trained_runner(args.config, args.checkpoint, args.device,
+                            args.work_dir, args.cfg_options)
     count = 0
     try:
         with record_shares(runner.model) as shares, torch.no_grad():

@@ -139,6 +139,7 @@ _HIERARCHICAL = {
     f'{_CELLS}.summaries.shared': True,
 }
 _RELATIVE = {f'{_CELLS}.positions': 'relative'}
+_SLOPES = {**_RELATIVE, f'{_CELLS}.relative_slope': 1.}
 # What changes in FMA with cells of 4, rank 1, averages and mass.
 ABLATIONS: Dict[str, Dict[str, Any]] = {
     'cell-2': {
@@ -184,6 +185,7 @@ ABLATIONS: Dict[str, Dict[str, Any]] = {
         'model.backbone.position': 'none',
         f'{_CELLS}.positions': 'relative'
     },
+    'slopes': _SLOPES,
     'position-absolute': {
         'model.backbone.position.type': 'AbsolutePosition',
         'model.backbone.position.size': 32
@@ -278,7 +280,8 @@ _REDUCED_BOOKS = {**LAST_ONLY, 'train_cfg.max_iters': 1000}
 # What the map of 16 x 16 tokens of the reduced CIFAR-10 can tell.
 _REDUCED_ABLATIONS = ('cell-2', 'cell-8', 'rank-4', 'levels-1', 'mass-off',
                       'summaries-grouped_conv', 'summaries-hierarchical',
-                      'position-none', 'position-rotary', 'position-relative')
+                      'position-none', 'position-rotary', 'position-relative',
+                      'slopes')
 
 # Where classification leaves the layers alike: milder augmentation.
 _MILD = {
@@ -287,8 +290,23 @@ _MILD = {
 }
 
 
+def _long(attention: str, what: str = '', **changes: Any) -> Run:
+    """CamVid for longer: 400 iterations decide by chance what is found."""
+    return twin(
+        REDUCED_CONFIGS,
+        'camvid',
+        attention,
+        f'{what}-long-pretrained',
+        start=f'tiny_imagenet100/{attention}{what}',
+        **_short(**{'train_cfg.max_iters': 1000}),
+        **changes)
+
+
 def _tried() -> List[Run]:
-    """Changes of FMA and of its training, tried where it is not ahead."""
+    """Changes of FMA and of its training, tried where it is not ahead.
+
+    And the floor: windows of one token, which is no attention at all.
+    """
     runs = []
     for attention in ('fma', 'window'):
         mild = partial(twin, _MILD, 'tiny_imagenet100', attention, **_REDUCED)
@@ -307,7 +325,14 @@ def _tried() -> List[Run]:
             })) for attention in ('fma', 'window')
         for rate in (3e-4, 1e-3, 3e-3)
     ]
+    alone = {f'{_CELLS}.window_size': 1}
+    runs += [
+        run('window', '-alone', options=alone, **_REDUCED),
+        _long('window', '-alone', options=alone),
+        _long('fma', '-slopes', options=_SLOPES),
+    ]
     changes = {
+        '-slopes': _SLOPES,
         '-cell-2': ABLATIONS['cell-2'],
         '-hierarchical': ABLATIONS['summaries-hierarchical'],
         # As the twin's windows have.
@@ -359,15 +384,7 @@ def reduced() -> List[Run]:
             options=_RELATIVE,
             start='tiny_imagenet100/fma')
     ]
-    # 400 iterations decide by chance which classes are found.
-    runs += [
-        run('camvid',
-            attention,
-            '-long-pretrained',
-            start=f'tiny_imagenet100/{attention}',
-            **_short(**{'train_cfg.max_iters': 1000}))
-        for attention in ('fma', 'window')
-    ]
+    runs += [_long(attention) for attention in ('fma', 'window')]
     nano = 'configs/lm/{}-lm-nano_1xb2-3k_books-1k.py'
     runs += [
         Run(f'books/{attention}-1k',
@@ -392,8 +409,10 @@ def reduced() -> List[Run]:
     runs += _tried()
     several = ('tiny_imagenet100/fma', 'tiny_imagenet100/window',
                'camvid/fma-pretrained', 'camvid/window-pretrained',
-               'camvid/fma-long-pretrained', 'camvid/window-long-pretrained',
-               'dubai_aerial/fma-pretrained', 'dubai_aerial/window-pretrained')
+               'tiny_imagenet100/fma-slopes', 'camvid/fma-long-pretrained',
+               'camvid/fma-slopes-long-pretrained',
+               'camvid/window-long-pretrained', 'dubai_aerial/fma-pretrained',
+               'dubai_aerial/window-pretrained')
     return runs + [
         replace(run, seed=seed, scales=()) for seed in (1, 2)
         for run in runs if run.name in several

@@ -329,7 +329,6 @@ def _tried() -> List[Run]:
     runs += [
         run('window', '-alone', options=alone, **_REDUCED),
         _long('window', '-alone', options=alone),
-        _long('fma', '-slopes', options=_SLOPES),
     ]
     changes = {
         '-slopes': _SLOPES,
@@ -342,6 +341,7 @@ def _tried() -> List[Run]:
         run('fma', what, options=options, **_REDUCED)
         for what, options in changes.items()
     ]
+    runs.append(_long('fma', '-slopes', options=_SLOPES))
     return runs + [
         twin(
             REDUCED_CONFIGS,

@@ -341,7 +341,13 @@ def _tried() -> List[Run]:
         run('fma', what, options=options, **_REDUCED)
         for what, options in changes.items()
     ]
-    runs.append(_long('fma', '-slopes', options=_SLOPES))
+    runs.append(
+        Run('camvid/fma-slopes-long-pretrained',
+            'camvid',
+            'fma',
+            'configs/camvid/fma-nano-slopes_fpn_1xb4-1k_camvid-240x320.py',
+            start='tiny_imagenet100/fma-slopes',
+            **_REDUCED))
     return runs + [
         twin(
             REDUCED_CONFIGS,

@@ -113,8 +113,20 @@ def _entries(text: str) -> List[str]:
     return re.split(r'(?m)^(?=  - Name: .*\n    In Collection: )', text)
 
 
-def _field(entry: str, name: str) -> str:
-    return re.search(rf'(?m)^ +{name}: (.+)$', entry)[1]
+def _field(entry: str, name: str, default: Optional[str] = None) -> str:
+    found = re.search(rf'(?m)^ +{name}: (.+)$', entry)
+    return found[1] if found or default is None else default
+
+
+def _attention(entry: str) -> str:
+    """The layer of a metafile's model, and what else its twins have not."""
+    kind = _field(entry, '- Name').partition('-nano')[0]
+    title = next(ATTENTIONS[name][1] for name, prefix in PREFIXES.items()
+                 if prefix == kind)
+    positions = _field(entry, 'Positions', '')
+    length = _field(entry, 'Iterations', '')
+    return (title + (f', positions {positions}' if positions else '') +
+            (f'; {int(length):,} iterations' if length else ''))
 
 
 def _by_start(lines: List[Dict[str, Any]],
@@ -139,9 +151,6 @@ def models(results: Path, folder: str) -> str:
     rows = []
     for entry in _entries(text)[1:]:
         name, config = _field(entry, '- Name'), _field(entry, 'Config')
-        kind = name.partition('-nano')[0]
-        attention = next(ATTENTIONS[a][1] for a, prefix in PREFIXES.items()
-                         if prefix == kind)
         lines = known.get(config, [])
         values = [
             _score(_by_start(lines, started))
@@ -158,7 +167,8 @@ def models(results: Path, folder: str) -> str:
                 f'[{what}]({os.path.relpath(path, ROOT / "configs" / folder)})'
                 for what, path in links.items() if path)
         rows.append([
-            f'[{name}]({name}.py)', attention,
+            f'[{name}]({name}.py)',
+            _attention(entry),
             f'{int(_field(entry, "Parameters")) / 1e6:.2f} M',
             f'{int(_field(entry, "FLOPs")) / 1e9:.3f} G', *values, link
         ])

@@ -188,6 +188,7 @@ def _leave_group() -> None:
     """End the work of several processes.
 
     One that exits with the group still open may abort: its threads run on.
+    After an error it is left open, as others may never come to close it.
     """
     import torch.distributed as dist
     if dist.is_available() and dist.is_initialized():

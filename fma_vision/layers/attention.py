@@ -287,12 +287,13 @@ class FMAttention2D(_FMAttention):
             Defaults to 100, that of the axial form in arXiv 2403.13298:
             maps are shorter than texts.
         relative_slope (float): How steeply relative tables fall with the
-            distance at the start; 0 is not at all. Helps where training is
-            short.
+            distance at the start, in logits a token in the first head and
+            less in the others. Defaults to 0, tables of zeros.
 
     Raises:
-        ValueError: If an argument is out of range, or rotary positions meet
-            a ``head_dim`` that is no multiple of 4.
+        ValueError: If an argument is out of range, rotary positions meet a
+            ``head_dim`` that is no multiple of 4, or ``relative_slope`` is
+            given without relative positions.
     """
 
     ndim = 2

@@ -20,7 +20,14 @@ class RelativeBias(nn.Module):
     ``near_bias [heads, (4 cell_size - 1)**d]`` holds one number for each
     offset of tokens in the near field, ``far_bias [levels, heads, rank**d,
     7**d]`` one for each summary of a cell and each offset of cells, clamped
-    to +-3. All are zero at the start. Levels beyond the last set use that.
+    to +-3. Levels beyond the last set use that.
+
+    All are zero at the start, or, with ``slope``, ``-slope * 2**(-8 h / n) *
+    distance`` in head h = 0, 1, ... of n, with distances in tokens, those of
+    summaries from centre to centre: biases in a geometric series of slopes,
+    as in ALiBi (arXiv 2108.12409), but from ``slope`` on, and learned. With
+    a slope of 1 the first head looks at few tokens nearby. A set that serves
+    several levels has the slopes of its own level.
 
     Tables of another cell size, rank or number of sets are resized when they
     are loaded: the near table as Swin's of another window (bicubic, the zero
@@ -40,7 +47,8 @@ class RelativeBias(nn.Module):
             and to 4 in 2D.
         num_levels (int, optional): Levels of the layer, if it fixes them: no
             more sets are made.
-        slope (float): Of the first head at the start. Defaults to 0.
+        slope (float): Of the first head at the start, in logits a token.
+            Defaults to 0.
 
     Raises:
         ValueError: If ``max_levels`` or ``num_levels`` is less than 1, or
@@ -59,9 +67,9 @@ class RelativeBias(nn.Module):
                  num_levels: Optional[int] = None,
                  slope: float = 0.) -> None:
         super().__init__()
-        if not 0 <= slope < math.inf:
+        if not isinstance(slope, (int, float)) or not 0 <= slope < math.inf:
             raise ValueError('slope must be finite and at least 0, got '
-                             f'{slope}')
+                             f'{slope!r}')
         sets = self.default_levels[ndim] if max_levels is None else max_levels
         if num_levels is not None:
             if num_levels < 1:

@@ -7,47 +7,51 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..layers.attention import FMAttention2D
-from ..layers.baselines.base import ProjectedAttention
+from ..layers import (FMAttention2D, FMMformerAttention2D, FullAttention,
+                      NeighborhoodAttention, WindowAttention)
 from ..models.backbones.blocks import Block
+
+# Their heads put out weighted sums of the values of single tokens.
+WEIGHING = (FMAttention2D, FMMformerAttention2D, FullAttention,
+            NeighborhoodAttention, WindowAttention)
 
 Layers = Dict[str, nn.Module]
 
 
 def map_layers(model: nn.Module) -> Layers:
-    """The attention layers of a backbone that attend from token to token.
+    """The layers of a backbone that :func:`attention_maps` can draw.
 
     Args:
         model: Any module with an :class:`~fma_vision.models.FMATransformer`
             inside.
 
     Returns:
-        dict[str, Module]: By name. Layers that attend on several scales
-        (MANO) are left out.
+        dict[str, Module]: By name; empty if there are none.
     """
     return {
-        f'{name}.attn': block.attn
-        for name, block in model.named_modules() if isinstance(block, Block)
-        and isinstance(block.attn, (FMAttention2D, ProjectedAttention))
+        f'{name}.attn'.lstrip('.'): block.attn
+        for name, block in model.named_modules()
+        if isinstance(block, Block) and isinstance(block.attn, WEIGHING)
     }
 
 
 @contextmanager
-def record_inputs(layers: Layers) -> Iterator[Dict[str, Tensor]]:
+def record_inputs(layers: Layers) -> Iterator[Dict[str, List[Tensor]]]:
     """Keep what layers are given while their model runs.
 
     Args:
         layers: From :func:`map_layers`.
 
     Yields:
-        dict[str, Tensor]: By the layer's name, the last ``[B, H, W, dim]``.
+        dict[str, list[Tensor]]: By the layer's name, ``[B, H, W, dim]`` of
+        each call.
     """
-    found: Dict[str, Tensor] = {}
+    found: Dict[str, List[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str) -> Any:
 
         def hook(_: nn.Module, arguments: Tuple[Tensor, ...]) -> None:
-            found[name] = arguments[0].detach()
+            found[name].append(arguments[0].detach())
 
         return hook
 
@@ -71,31 +75,54 @@ def attention_maps(layer: nn.Module, x: Tensor,
     on the tokens that it was pooled from.
 
     Args:
-        layer: One of :func:`map_layers`.
+        layer: One of ``WEIGHING``; it is left as it is, and looked at in eval
+            mode.
         x: ``[1, H, W, dim]``, what the layer is given.
-        queries: Rows and columns of tokens.
+        queries: Rows and columns of tokens, at least one.
 
     Returns:
-        Tensor: float32 ``[queries, heads, H, W]``. Of a layer that normalises
-        its weights and learns no summaries, each map sums to 1; of learned
-        summaries these are means over the channels.
+        Tensor: float32 ``[queries, heads, H, W]``. Each map sums to 1, but
+        for FMMformer's, whose fields have learned weights. Of learned
+        summaries, which weigh each channel, these are means over channels.
 
     Raises:
-        ValueError: The layer does not project each token once, ``x`` is no
-            such batch of one, or a query is outside.
+        ValueError: The layer is another one, ``x`` is no such batch of one,
+            or a query is outside.
     """
+    if not isinstance(layer, WEIGHING):
+        allowed = ', '.join(kind.__name__ for kind in WEIGHING)
+        raise ValueError(f'layer must be one of {allowed}, got '
+                         f'{type(layer).__name__}')
     if x.ndim != 4 or len(x) != 1:
         raise ValueError(f'x must be [1, H, W, dim], got {tuple(x.shape)}')
     height, width = x.shape[1:3]
+    if not queries:
+        raise ValueError('queries must be at least one, got none')
     for row, column in queries:
         if not (0 <= row < height and 0 <= column < width):
             raise ValueError(f'queries must lie in {height} x {width} tokens, '
                              f'got {(row, column)}')
+    with torch.inference_mode(False), torch.enable_grad(), \
+            torch.autocast(x.device.type, enabled=False):
+        # What was made in inference mode takes no part in gradients.
+        return _maps(_probe(layer), x.clone().float(), queries)
+
+
+def _probe(layer: nn.Module) -> nn.Module:
+    """A copy whose heads come out side by side, instead of mixed."""
     probe = copy.deepcopy(layer).float().eval().requires_grad_(False)
-    # Heads side by side, instead of mixed.
+    for part in probe.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
     probe.proj.weight.copy_(torch.eye(layer.dim))
-    if probe.proj.bias is not None:
-        probe.proj.bias.zero_()
+    probe.proj.bias.zero_()
+    return probe
+
+
+def _maps(probe: nn.Module, x: Tensor,
+          queries: Sequence[Tuple[int, int]]) -> Tensor:
+    """See :func:`attention_maps`."""
+    height, width = x.shape[1:3]
     values: List[Tensor] = []
     places: List[Tensor] = []
 
@@ -106,22 +133,22 @@ def attention_maps(layer: nn.Module, x: Tensor,
         return values[-1]
 
     probe.qkv.register_forward_hook(cut)
-    with torch.autocast(x.device.type, enabled=False), torch.enable_grad():
-        # Windows reorder and pad: numbers instead of tokens tell how.
-        numbers = torch.arange(1., height * width + 1, device=x.device)
-        probe(numbers.view(1, height, width, 1).expand_as(x).contiguous())
-        place = places[0].flatten().long()  # 0 is padding
-        once = torch.equal(place[place > 0].sort().values, numbers.long())
-        if len(places) > 1 or not once:
-            raise ValueError(f'{type(layer).__name__} does not project each '
-                             'token once: its weights are not those of tokens')
-        out = probe(x.float())[0].unflatten(-1, (layer.num_heads, -1)).mean(-1)
-        maps = []
-        for row, column in queries:
-            grad, = torch.autograd.grad(
-                out[row, column].sum(), values[-1], retain_graph=True)
-            grad = grad.unflatten(-1, (3, layer.num_heads, -1))[..., 2, :, :]
-            weights = grad.new_zeros(height * width + 1, layer.num_heads)
-            weights[place] = grad.sum(-1).flatten(0, -2)
-            maps.append(weights[1:].T.unflatten(-1, (height, width)))
+    # Windows reorder and pad: numbers instead of tokens tell how.
+    numbers = torch.arange(1., height * width + 1, device=x.device)
+    probe(numbers.view(1, height, width, 1).expand_as(x).contiguous())
+    place = places[0].flatten().long()  # 0 is padding
+    once = torch.equal(place[place > 0].sort().values, numbers.long())
+    if len(places) > 1 or not once:
+        raise ValueError(f'{type(probe).__name__} does not project each '
+                         'token once: its weights are not those of tokens')
+    heads = probe.num_heads
+    out = probe(x)[0].unflatten(-1, (heads, -1)).mean(-1)  # [H, W, heads]
+    maps = []
+    for row, column in queries:
+        grad, = torch.autograd.grad(
+            out[row, column].sum(), values[-1], retain_graph=True)
+        grad = grad.unflatten(-1, (3, heads, -1))[..., 2, :, :].sum(-1)
+        weights = grad.new_zeros(height * width + 1, heads)
+        weights[place] = grad.flatten(0, -2)
+        maps.append(weights[1:].T.unflatten(-1, (height, width)))
     return torch.stack(maps)

@@ -1,11 +1,6 @@
 """Weights of attention layers as maps: what values they make outputs of."""
-# Hosts are optional, so their imports follow importorskip.
-# flake8: noqa: E402
-
 import pytest
 import torch
-
-pytest.importorskip('mmengine')
 
 from fma_vision import layers
 from fma_vision.models import FMATransformer
@@ -18,28 +13,38 @@ LAYERS = [
     layers.FMAttention2D(16, 2, pool_queries=True),
     layers.FMAttention2D(16, 2, positions='rotary'),
     layers.FMAttention2D(16, 2, positions='relative', relative_slope=1.),
+    # At the start, averages.
+    layers.FMAttention2D(16, 2, summaries='grouped_conv'),
+    layers.FMAttention2D(16, 2, summaries='hierarchical'),
+    layers.FMAttention2D(16, 2, attn_drop=.5, proj_drop=.5),
     layers.WindowAttention(16, 2, 8),
     layers.WindowAttention(16, 2, 8, shift=True),
     layers.NeighborhoodAttention(16, 2, 5),
     layers.FullAttention(16, 2),
+    layers.FMMformerAttention2D(16, 2),
 ]
 QUERIES = [(0, 0), (12, 20), (5, 9)]
 
 
+@pytest.mark.parametrize('grid', [(13, 21), (3, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize(
     'layer', LAYERS, ids=lambda layer: type(layer).__name__)
-def test_weights_times_values_is_the_output(layer) -> None:
+def test_weights_times_values_is_the_output(layer, grid) -> None:
     torch.manual_seed(0)
-    x = torch.randn(1, 13, 21, 16)
+    x = torch.randn(1, *grid, 16)
+    queries = [(i % grid[0], j % grid[1]) for i, j in QUERIES]
     before = {k: v.clone() for k, v in layer.state_dict().items()}
-    maps = attention_maps(layer, x, QUERIES)
-    assert maps.shape == (3, 2, 13, 21) and maps.dtype == torch.float32
+    layer.train()
+    maps = attention_maps(layer, x, queries)
+    assert layer.training
+    assert maps.shape == (3, 2, *grid) and maps.dtype == torch.float32
     torch.testing.assert_close(maps.sum((-1, -2)), torch.ones(3, 2))
     assert (maps >= 0).all()
+    layer.eval()
     with torch.no_grad():
         value = layer.qkv(x)[0].unflatten(-1, (3, 2, 8))[..., 2, :, :]
         heads = torch.einsum('qhxy,xyhc->qhc', maps, value)
-        out = torch.stack([layer(x)[0, row, col] for row, col in QUERIES])
+        out = torch.stack([layer(x)[0, row, col] for row, col in queries])
         torch.testing.assert_close(
             layer.proj(heads.flatten(1)), out, atol=1e-5, rtol=1e-4)
     for key, old in layer.state_dict().items():
@@ -78,13 +83,23 @@ def test_layers_of_a_backbone() -> None:
     ]
     with record_inputs(found) as inputs, torch.no_grad():
         model(torch.randn(1, 3, 40, 52))
-    assert [tuple(x.shape) for x in inputs.values()] == [(1, 10, 13, 8),
-                                                         (1, 5, 7, 16),
-                                                         (1, 5, 7, 16)]
+    assert [[tuple(x.shape) for x in calls]
+            for calls in inputs.values()] == [[(1, 10, 13, 8)],
+                                              [(1, 5, 7, 16)], [(1, 5, 7, 16)]]
     assert not any(layer._forward_pre_hooks for layer in found.values())
     # A window on every scale: not one map.
     mano = FMATransformer(arch, attn=dict(type='MANOAttention'))
     assert not map_layers(mano)
+
+
+def test_hooks_and_modes_around_it() -> None:
+    layer, x = layers.FMAttention2D(16, 2), torch.randn(1, 9, 9, 16)
+    expected = attention_maps(layer, x, [(4, 4)])
+    with record_inputs(dict(a=layer)) as inputs, torch.inference_mode():
+        layer(x)
+        found = attention_maps(layer, inputs['a'][0], [(4, 4)])
+    assert len(inputs['a']) == 1  # not the numbers of its own
+    torch.testing.assert_close(found, expected)
 
 
 def test_refusals() -> None:
@@ -93,6 +108,13 @@ def test_refusals() -> None:
         attention_maps(layer, torch.zeros(2, 4, 4, 16), [(0, 0)])
     with pytest.raises(ValueError, match='queries must lie in 4 x 5 tokens'):
         attention_maps(layer, torch.zeros(1, 4, 5, 16), [(0, 5)])
+    with pytest.raises(ValueError, match='queries must be at least one'):
+        attention_maps(layer, torch.zeros(1, 4, 5, 16), [])
+    # Values that are normed first: weights would not be these.
+    for other in (layers.LongShortAttention(16,
+                                            2), layers.MANOAttention(16, 2)):
+        with pytest.raises(ValueError, match='layer must be one of FMAttent'):
+            attention_maps(other, torch.zeros(1, 8, 8, 16), [(0, 0)])
 
     class Pooled(layers.FullAttention):
 

@@ -440,7 +440,7 @@ def test_slopes_keep_a_new_layer_near(cls, grid):
         first = (0, *[0] * len(grid))
         moved.append((changed[first] - out[first]).abs().max())
     assert 0 < moved[1] < .5 * moved[0]
-    for value in (-1., math.nan, math.inf):
+    for value in (-1., math.nan, math.inf, '1'):
         with pytest.raises(ValueError, match='slope must be finite'):
             cls(16, 2, positions='relative', relative_slope=value)
     with pytest.raises(ValueError, match="needs positions='relative'"):

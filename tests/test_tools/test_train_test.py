@@ -15,6 +15,7 @@ from typing import Callable
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 pytest.importorskip('mmseg')
@@ -23,7 +24,7 @@ pytest.importorskip('mmpretrain')
 from evil import spoil
 from synthetic import small_config, write_fashion_mnist, write_paired
 
-from fma_vision.engine import UserError
+from fma_vision.engine import UserError, run_tool
 
 ROOT = Path(__file__).parents[2]
 SEG = next((ROOT / 'configs/camvid').glob('fma-nano*.py'))
@@ -460,6 +461,16 @@ def test_two_processes(trained, tmp_path) -> None:
     saved = json.loads(out.read_text())
     assert set(saved['metrics']) == {'aAcc', 'mIoU', 'mAcc'}
     assert saved['environment']['packages']['torch']
+
+
+def test_tools_leave_the_group(tmp_path) -> None:
+
+    def main() -> None:
+        dist.init_process_group(
+            'gloo', init_method=f'file://{tmp_path}/it', rank=0, world_size=1)
+
+    run_tool(main)
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize('script', ['dist_train', 'dist_test', 'slurm_train'])

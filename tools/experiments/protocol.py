@@ -283,6 +283,21 @@ _REDUCED_ABLATIONS = ('cell-2', 'cell-8', 'rank-4', 'levels-1', 'mass-off',
                       'position-none', 'position-rotary', 'position-relative',
                       'slopes')
 
+_THREE_SEEDS = (
+    'tiny_imagenet100/fma',
+    'tiny_imagenet100/fma-slopes',
+    'tiny_imagenet100/window',
+    'tiny_imagenet100/window-alone',
+    'camvid/fma-pretrained',
+    'camvid/window-pretrained',
+    'camvid/fma-long-pretrained',
+    'camvid/fma-slopes-long-pretrained',
+    'camvid/window-long-pretrained',
+    'camvid/window-alone-long-pretrained',
+    'dubai_aerial/fma-pretrained',
+    'dubai_aerial/window-pretrained',
+)
+
 # Where classification leaves the layers alike: milder augmentation.
 _MILD = {
     'tiny_imagenet100':
@@ -328,6 +343,13 @@ def _tried() -> List[Run]:
     alone = {f'{_CELLS}.window_size': 1}
     runs += [
         run('window', '-alone', options=alone, **_REDUCED),
+        twin(
+            REDUCED_CONFIGS,
+            'cifar10',
+            'window',
+            '-alone',
+            options=alone,
+            **_REDUCED),
         _long('window', '-alone', options=alone),
     ]
     changes = {
@@ -413,15 +435,9 @@ def reduced() -> List[Run]:
             name=f'ablations/{name}') for name in _REDUCED_ABLATIONS
     ]
     runs += _tried()
-    several = ('tiny_imagenet100/fma', 'tiny_imagenet100/window',
-               'camvid/fma-pretrained', 'camvid/window-pretrained',
-               'tiny_imagenet100/fma-slopes', 'camvid/fma-long-pretrained',
-               'camvid/fma-slopes-long-pretrained',
-               'camvid/window-long-pretrained', 'dubai_aerial/fma-pretrained',
-               'dubai_aerial/window-pretrained')
     return runs + [
         replace(run, seed=seed, scales=()) for seed in (1, 2)
-        for run in runs if run.name in several
+        for run in runs if run.name in _THREE_SEEDS
     ]
 
 

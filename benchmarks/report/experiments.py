@@ -43,11 +43,11 @@ METRICS = {
 # two scores). Of bits per character, less is more.
 TARGETS = (
     ('tiny_imagenet100', 'fma', 'window', 1.),
-    ('tiny_imagenet100', 'fma-slopes', 'window', 1.),
+    ('tiny_imagenet100', 'fma-rotary', 'window', 1.),
     ('tiny_imagenet100', 'fma', 'full', -.3),
     ('tiny_imagenet100', 'fma_linear', 'window', 0.),
     ('camvid', 'fma', 'window', 1.),
-    ('camvid', 'fma-slopes', 'window', 1.),
+    ('camvid', 'fma-rotary', 'window', 1.),
     ('camvid', 'fma', 'full', -.3),
     ('camvid', 'fma_linear', 'window', 0.),
     ('books', 'fma', 'full', -.02),

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Folders of configs whose metafiles and pages are filled from the results.
 FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
 # What follows the attention's name in runs of a config without changes.
-AS_THEY_ARE = ('', '-pretrained', '-mild', '-slopes-long-pretrained')
+AS_THEY_ARE = ('', '-pretrained', '-mild', '-rotary',
+               '-rotary-long-pretrained', '-slopes-long-pretrained')
 NOT_YET = 'not measured yet'
 
 

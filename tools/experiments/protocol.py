@@ -285,13 +285,13 @@ _REDUCED_ABLATIONS = ('cell-2', 'cell-8', 'rank-4', 'levels-1', 'mass-off',
 
 _THREE_SEEDS = (
     'tiny_imagenet100/fma',
-    'tiny_imagenet100/fma-slopes',
+    'tiny_imagenet100/fma-rotary',
     'tiny_imagenet100/window',
     'tiny_imagenet100/window-alone',
     'camvid/fma-pretrained',
     'camvid/window-pretrained',
     'camvid/fma-long-pretrained',
-    'camvid/fma-slopes-long-pretrained',
+    'camvid/fma-rotary-long-pretrained',
     'camvid/window-long-pretrained',
     'camvid/window-alone-long-pretrained',
     'dubai_aerial/fma-pretrained',
@@ -364,12 +364,18 @@ def _tried() -> List[Run]:
         for what, options in changes.items()
     ]
     runs.append(
-        Run('camvid/fma-slopes-long-pretrained',
+        Run(
+            'tiny_imagenet100/fma-rotary', 'tiny_imagenet100', 'fma',
+            'configs/tiny_imagenet100/'
+            'fma-nano-rotary-p4_1xb64-1k_tiny-in100-64px.py', **_REDUCED))
+    runs += [
+        Run(f'camvid/fma-{what}-long-pretrained',
             'camvid',
             'fma',
-            'configs/camvid/fma-nano-slopes_fpn_1xb4-1k_camvid-240x320.py',
-            start='tiny_imagenet100/fma-slopes',
-            **_REDUCED))
+            f'configs/camvid/fma-nano-{what}_fpn_1xb4-1k_camvid-240x320.py',
+            start=f'tiny_imagenet100/fma-{what}',
+            **_REDUCED) for what in ('slopes', 'rotary')
+    ]
     return runs + [
         twin(
             REDUCED_CONFIGS,

@@ -139,6 +139,7 @@ _HIERARCHICAL = {
     f'{_CELLS}.summaries.shared': True,
 }
 _RELATIVE = {f'{_CELLS}.positions': 'relative'}
+_ROTARY = {f'{_CELLS}.positions': 'rotary'}
 _SLOPES = {**_RELATIVE, f'{_CELLS}.relative_slope': 1.}
 # What changes in FMA with cells of 4, rank 1, averages and mass.
 ABLATIONS: Dict[str, Dict[str, Any]] = {
@@ -179,13 +180,14 @@ ABLATIONS: Dict[str, Dict[str, Any]] = {
     },
     'position-rotary': {
         'model.backbone.position': 'none',
-        f'{_CELLS}.positions': 'rotary'
+        **_ROTARY
     },
     'position-relative': {
         'model.backbone.position': 'none',
-        f'{_CELLS}.positions': 'relative'
+        **_RELATIVE
     },
     'slopes': _SLOPES,
+    'rotary': _ROTARY,
     'position-absolute': {
         'model.backbone.position.type': 'AbsolutePosition',
         'model.backbone.position.size': 32
@@ -281,19 +283,17 @@ _REDUCED_BOOKS = {**LAST_ONLY, 'train_cfg.max_iters': 1000}
 _REDUCED_ABLATIONS = ('cell-2', 'cell-8', 'rank-4', 'levels-1', 'mass-off',
                       'summaries-grouped_conv', 'summaries-hierarchical',
                       'position-none', 'position-rotary', 'position-relative',
-                      'slopes')
+                      'slopes', 'rotary')
 
 _THREE_SEEDS = (
     'tiny_imagenet100/fma',
     'tiny_imagenet100/fma-rotary',
     'tiny_imagenet100/window',
-    'tiny_imagenet100/window-alone',
     'camvid/fma-pretrained',
     'camvid/window-pretrained',
     'camvid/fma-long-pretrained',
     'camvid/fma-rotary-long-pretrained',
     'camvid/window-long-pretrained',
-    'camvid/window-alone-long-pretrained',
     'dubai_aerial/fma-pretrained',
     'dubai_aerial/window-pretrained',
 )

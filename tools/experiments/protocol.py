@@ -354,7 +354,6 @@ def _tried() -> List[Run]:
     ]
     changes = {
         '-slopes': _SLOPES,
-        '-cell-2': ABLATIONS['cell-2'],
         '-hierarchical': ABLATIONS['summaries-hierarchical'],
         # As the twin's windows have.
         '-relative': _RELATIVE,
@@ -376,6 +375,18 @@ def _tried() -> List[Run]:
             start=f'tiny_imagenet100/fma-{what}',
             **_REDUCED) for what in ('slopes', 'rotary')
     ]
+    # Is it FMA, or is it the positions?
+    runs += [
+        twin(
+            REDUCED_CONFIGS,
+            dataset,
+            attention,
+            '-rotary',
+            options=_ROTARY,
+            **_REDUCED) for dataset in ('tiny_imagenet100', 'cifar10')
+        for attention in ('window', 'full')
+    ]
+    runs.append(_long('window', '-rotary', options=_ROTARY))
     return runs + [
         twin(
             REDUCED_CONFIGS,

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 
 from ..common import head_dim_of
-from ..positions import check_rotary, rotate
+from ..positions import angle_dtype, check_rotary, rotate
 
 
 class ProjectedAttention(nn.Module):
@@ -62,6 +62,42 @@ class ProjectedAttention(nn.Module):
         return self.proj_drop(self.proj(out.flatten(-2)))
 
 
+class MapAttention(ProjectedAttention):
+    """A :class:`ProjectedAttention` over maps.
+
+    Args:
+        dim, num_heads, qkv_bias, attn_drop, proj_drop: As there.
+        positions (str, optional): ``'rotary'``, as of
+            :class:`~fma_vision.layers.FMAttention2D`, or None.
+        rotary_base (float): Base of the rotary angles.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self,
+                 dim: int,
+                 num_heads: int,
+                 qkv_bias: bool = True,
+                 attn_drop: float = 0.,
+                 proj_drop: float = 0.,
+                 positions: Optional[str] = None,
+                 rotary_base: float = 100.) -> None:
+        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+        self.positions = _check_positions(positions, self.head_dim,
+                                          rotary_base, 2)
+        self.rotary_base = rotary_base
+
+    def turn(self, x: torch.Tensor) -> torch.Tensor:
+        """Rotate ``[..., H, W, heads, head_dim]`` to its places, if asked."""
+        if not self.positions:
+            return x
+        row, column = (
+            torch.arange(side, dtype=angle_dtype(x.device), device=x.device)
+            for side in x.shape[-4:-2])
+        return rotate(x, (row[:, None], column), self.rotary_base)
+
+
 class SequenceAttention(ProjectedAttention):
     """A :class:`ProjectedAttention` over sequences.
 
@@ -85,13 +121,9 @@ class SequenceAttention(ProjectedAttention):
                  positions: Optional[str] = None,
                  rotary_base: float = 10000.) -> None:
         super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
-        if positions not in (None, 'rotary'):
-            raise ValueError("positions must be None or 'rotary', got "
-                             f'{positions!r}')
-        if positions:
-            check_rotary(self.head_dim, rotary_base)
         self.causal = causal
-        self.positions = positions
+        self.positions = _check_positions(positions, self.head_dim,
+                                          rotary_base, 1)
         self.rotary_base = rotary_base
 
     def turn(self, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -108,6 +140,21 @@ class SequenceAttention(ProjectedAttention):
     def extra_repr(self) -> str:
         return (f'heads={self.num_heads}, causal={self.causal}, '
                 f'positions={self.positions!r}')
+
+
+def _check_positions(positions: Optional[str], head_dim: int, base: float,
+                     ndim: int) -> Optional[str]:
+    """Return ``positions`` if they are a form that the layer has.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if positions not in (None, 'rotary'):
+        raise ValueError("positions must be None or 'rotary', got "
+                         f'{positions!r}')
+    if positions:
+        check_rotary(head_dim, base, ndim)
+    return positions
 
 
 def check_at_least(name: str, value: int, least: int) -> int:

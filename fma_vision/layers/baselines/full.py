@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from ..common import check_tokens, drop_masked
-from .base import ProjectedAttention
+from .base import MapAttention
 
 
-class FullAttention(ProjectedAttention):
+class FullAttention(MapAttention):
     """Softmax attention over all tokens, through PyTorch's fused op.
 
     Args:
@@ -18,6 +18,8 @@ class FullAttention(ProjectedAttention):
         qkv_bias (bool): Bias in the query, key, value projection.
         attn_drop (float): Dropout on attention weights.
         proj_drop (float): Dropout on the output.
+        positions (str, optional): ``'rotary'`` or None.
+        rotary_base (float): Base of the rotary angles. Defaults to 100.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -42,9 +44,11 @@ class FullAttention(ProjectedAttention):
         """
         height, width = check_tokens(x, self.dim, 2)
         x = drop_masked(x, key_mask)
+        query, key, value = self.project(x)
         # [B, heads, H*W, head_dim]
         query, key, value = (
-            t.flatten(1, 2).transpose(1, 2) for t in self.project(x))
+            t.flatten(1, 2).transpose(1, 2)
+            for t in (self.turn(query), self.turn(key), value))
         mask = None
         if key_mask is not None:
             mask = key_mask.flatten(1)[:, None, None]  # [B, 1, 1, H*W]

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 
 from ..common import check_tokens, drop_masked
-from .base import ProjectedAttention, check_at_least
+from .base import MapAttention, check_at_least
 
 
-class WindowAttention(ProjectedAttention):
+class WindowAttention(MapAttention):
     """Attention inside (shifted) windows, as in Swin (arXiv 2103.14030).
 
     Maps of any size are padded inside; padded tokens are never attended.
@@ -28,6 +28,8 @@ class WindowAttention(ProjectedAttention):
         qkv_bias (bool): Bias in the query, key, value projection.
         attn_drop (float): Dropout on attention weights.
         proj_drop (float): Dropout on the output.
+        positions (str, optional): ``'rotary'``, beside the bias, or None.
+        rotary_base (float): Base of the rotary angles. Defaults to 100.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -43,8 +45,11 @@ class WindowAttention(ProjectedAttention):
                  block_index: int = 0,
                  qkv_bias: bool = True,
                  attn_drop: float = 0.,
-                 proj_drop: float = 0.) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+                 proj_drop: float = 0.,
+                 positions: Optional[str] = None,
+                 rotary_base: float = 100.) -> None:
+        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop,
+                         positions, rotary_base)
         self.window_size = check_at_least('window_size', window_size, 1)
         self.shift = block_index % 2 == 1 if shift is None else shift
         # One row per (vertical, horizontal) offset, row-major.
@@ -122,10 +127,12 @@ class WindowAttention(ProjectedAttention):
             t = t.reshape(batch, rows, a, cols, b, t.shape[-1])
             return t.transpose(2, 3)
 
+        # Places in the window do: logits know differences of places only.
+        query, key, value = self.project(partition(x))
         # [B*windows, heads, N, head_dim]; padding is masked below
         query, key, value = (
             t.reshape(batch * windows, tokens, *t.shape[-2:]).transpose(1, 2)
-            for t in self.project(partition(x)))
+            for t in (self.turn(query), self.turn(key), value))
         bias = self._bias((a, b)).to(query.dtype)[None]  # [1, heads, N, N]
         keep = None  # bool [1 or B, windows, N, N]
         if pad_h or pad_w or shift_h or shift_w:

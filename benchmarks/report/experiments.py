@@ -59,8 +59,8 @@ TARGETS = (
     ('books', 'fma', 'fma-avg', 0.),
 )
 # What may follow the attention's name in two runs that are compared.
-KINDS = ('', '-mild', '-mild-p2', '-pretrained', '-long-pretrained', '-1k',
-         '-4k')
+KINDS = ('', '-mild', '-mild-p2', '-mild-long', '-pretrained',
+         '-long-pretrained', '-1k', '-4k')
 PROTOCOLS = {
     'full':
     'Full protocol',

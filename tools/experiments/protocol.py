@@ -375,6 +375,18 @@ def _tried() -> List[Run]:
             start=f'tiny_imagenet100/fma-{what}',
             **_REDUCED) for what in ('slopes', 'rotary')
     ]
+    # Four times as long, where attention has more to tell.
+    runs += [
+        twin(
+            _MILD,
+            'tiny_imagenet100',
+            attention,
+            f'{what}-mild-long',
+            options=options,
+            **_short(**{'train_cfg.max_iters': 4000}))
+        for attention, what, options in (('fma', '-rotary', _ROTARY),
+                                         ('window', '', {}))
+    ]
     # Is it FMA, or is it the positions?
     runs += [
         twin(

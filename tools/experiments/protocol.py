@@ -48,8 +48,8 @@ REDUCED_CONFIGS = {
     'dubai_aerial':
     'configs/dubai_aerial/{}-nano_fpn_1xb4-200_dubai-aerial-256x256.py',
 }
-# The comparisons that the README leads with are of these four.
-HEADLINE = ('fma', 'fma_linear', 'window', 'full')
+# The comparisons that the README leads with are of these.
+HEADLINE = ('fma', 'fma-rotary', 'fma_linear', 'window', 'full')
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,17 @@ def full() -> List[Run]:
                 start=f'tiny_imagenet100/{attention}')
             for attention in ATTENTIONS
         ]
+    for attention in ('fma', 'window', 'full'):
+        runs += [
+            run(dataset, attention, '-rotary', options=_ROTARY)
+            for dataset in ('tiny_imagenet100', 'camvid')
+        ]
+        runs.append(
+            run('camvid',
+                attention,
+                '-rotary-pretrained',
+                options=_ROTARY,
+                start=f'tiny_imagenet100/{attention}-rotary'))
     runs += _books()
     runs += [
         replace(
@@ -261,7 +272,7 @@ def full() -> List[Run]:
     return runs + [
         replace(run, seed=seed) for seed in (1, 2)
         for run in runs if run.name in [
-            f'{dataset}/{attention}' for attention in HEADLINE
+            f'{dataset}/{name}' for name in HEADLINE
             for dataset in ('tiny_imagenet100', 'camvid')
         ]
     ]

@@ -19,9 +19,13 @@ from .reading import read_object
 ROOT = Path(__file__).resolve().parents[2]
 # Folders of configs whose metafiles and pages are filled from the results.
 FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
-# What follows the attention's name in runs of a config without changes.
-AS_THEY_ARE = ('', '-pretrained', '-mild', '-rotary',
-               '-rotary-long-pretrained', '-slopes-long-pretrained')
+# What follows the attention's name in runs of a config without changes, by
+# what stands after `-nano` in the config's name.
+AS_THEY_ARE = {
+    '': ('', '-pretrained', '-mild'),
+    'rotary': ('-rotary', '-rotary-long-pretrained'),
+    'slopes': ('-slopes-long-pretrained', ),
+}
 NOT_YET = 'not measured yet'
 
 
@@ -99,8 +103,10 @@ def scores(results: Path) -> Dict[str, List[Dict[str, Any]]]:
     """
     found: Dict[str, List[Dict[str, Any]]] = {}
     for line in read_runs(results / 'experiments.jsonl'):
-        what = line['name'].partition('/')[2]
-        if what.removeprefix(line['attention']) not in AS_THEY_ARE:
+        what = line['name'].partition('/')[2].removeprefix(line['attention'])
+        kind = next((kind for kind in AS_THEY_ARE
+                     if kind and f'-nano-{kind}' in line['config']), '')
+        if what not in AS_THEY_ARE[kind]:
             continue
         lines = found.setdefault(line['config'], [])
         if lines and lines[0]['protocol'] != line['protocol']:

@@ -345,7 +345,7 @@ def test_reduced_counts_iterations(scripts) -> None:
         cfg = load_config(
             str(ROOT / run.config), parsed(scripts, run.train_options))
         assert cfg.train_cfg.type == 'IterBasedTrainLoop', run.key
-        assert cfg.train_cfg.max_iters <= 1000, run.key
+        assert cfg.train_cfg.max_iters <= 4000, run.key  # half an hour
         assert cfg.train_dataloader.num_workers == 0, run.key
         assert cfg.default_hooks.checkpoint.save_best is None, run.key
         assert not any(s.by_epoch for s in cfg.param_scheduler), run.key

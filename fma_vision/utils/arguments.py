@@ -30,3 +30,17 @@ def positive_number(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f'a positive number is allowed, got {text!r}')
     return value
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of tools that run a config's model on its data."""
+    from mmengine.config import DictAction
+    parser.add_argument('--work-dir', help='folder for the log')
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change the config')

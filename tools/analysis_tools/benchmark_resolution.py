@@ -21,12 +21,12 @@ if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from fma_vision.engine import (UserError, build_runner, check_checkpoint,
                                check_data, drop_averaging, load_config,
                                prepare, run_tool, select_device, set_work_dir)
-from fma_vision.utils.arguments import positive_number
+from fma_vision.utils.arguments import add_runner_arguments, positive_number
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
 from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
@@ -47,15 +47,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         metavar='S',
         help='multiples of the size in the config (default: 1 2 4)')
     parser.add_argument('--out', type=Path, help='also write this JSON')
-    parser.add_argument('--work-dir', help='folder for the log')
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change the config')
+    add_runner_arguments(parser)
     return parser.parse_args(argv)
 
 

@@ -22,10 +22,9 @@ if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
 import torch
-from mmengine.config import DictAction
 
 from fma_vision.engine import UserError, run_tool, trained_runner
-from fma_vision.utils.arguments import positive
+from fma_vision.utils.arguments import add_runner_arguments, positive
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
 from fma_vision.utils.softmax_shares import Shares, record_shares
@@ -42,15 +41,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         default=10,
         help='of the test data, from its begin')
     parser.add_argument('--out', type=Path, help='also write this JSON')
-    parser.add_argument('--work-dir', help='folder for the log')
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change the config')
+    add_runner_arguments(parser)
     return parser.parse_args(argv)
 
 

@@ -29,10 +29,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from fma_vision.engine import UserError, run_tool, trained_runner
-from fma_vision.utils.arguments import positive
+from fma_vision.utils.arguments import add_runner_arguments, positive
 from fma_vision.utils.attention_maps import (Layers, attention_maps,
                                              map_layers, record_inputs)
 
@@ -86,15 +86,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         default=Path('outputs/attention_maps.png'),
         help='default: %(default)s')
     parser.add_argument('--dpi', type=positive, default=110)
-    parser.add_argument('--work-dir', help='folder for the log')
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change the config')
+    add_runner_arguments(parser)
     return parser.parse_args(argv)
 
 

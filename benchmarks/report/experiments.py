@@ -60,7 +60,8 @@ TARGETS = (
 )
 # What may follow the attention's name in two runs that are compared.
 KINDS = ('', '-mild', '-mild-p2', '-mild-long', '-pretrained',
-         '-long-pretrained', '-1k', '-4k')
+         '-long-pretrained', '-long-mild-pretrained', '-1k', '-4k',
+         '-masked-1k')
 PROTOCOLS = {
     'full':
     'Full protocol',

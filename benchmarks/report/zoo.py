@@ -23,7 +23,7 @@ FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
 # what stands after `-nano` in the config's name.
 AS_THEY_ARE = {
     '': ('', '-pretrained', '-mild'),
-    'rotary': ('-rotary', '-rotary-long-pretrained'),
+    'rotary': ('-rotary', '-rotary-mild-long', '-rotary-long-pretrained'),
     'slopes': ('-slopes-long-pretrained', ),
 }
 NOT_YET = 'not measured yet'

@@ -96,7 +96,9 @@ def run_line(folder: Path) -> Dict[str, Any]:
         macs=cost.macs,
         shape=list(input_shape(cfg)),
         epochs=cfg.train_cfg.get('max_epochs'),
-        iterations=training[-1]['step'] if training else None,
+        # What is logged last may not be the last step.
+        iterations=cfg.train_cfg.get('max_iters')
+        or (training[-1]['step'] if training else None),
         batch_size=batch,
         amp=note['amp'],
         metric=METRICS[metric],

@@ -50,6 +50,10 @@ REDUCED_CONFIGS = {
 }
 # The comparisons that the README leads with are of these.
 HEADLINE = ('fma', 'fma-rotary', 'fma_linear', 'window', 'full')
+# Whole images at these multiples of the size that a config tests at.
+SCALES = (1, 2, 4)
+# Attention layers that are tested at all of them.
+AT_SCALES = ('fma', 'window')
 
 
 @dataclass(frozen=True)
@@ -229,14 +233,15 @@ def _books() -> List[Run]:
 def full() -> List[Run]:
     """The whole protocol, the first seed of everything first."""
     run = partial(twin, CONFIGS, **_AMP)
-    scales = {'fma': (1, 2, 4), 'window': (1, 2, 4)}
     runs = []
     for dataset in CONFIGS:
         if TASKS[dataset] == 'classification':
             runs += [run(dataset, attention) for attention in ATTENTIONS]
             continue
         runs += [
-            run(dataset, attention, scales=scales.get(attention, ()))
+            run(dataset,
+                attention,
+                scales=SCALES if attention in AT_SCALES else ())
             for attention in ATTENTIONS
         ]
         runs.append(
@@ -244,7 +249,7 @@ def full() -> List[Run]:
                 'fma',
                 '-hierarchical',
                 options=_HIERARCHICAL,
-                scales=(1, 2, 4)))
+                scales=SCALES))
         runs += [
             run(dataset,
                 attention,
@@ -288,13 +293,22 @@ def _short(**options: Any) -> Dict[str, Any]:
 
 
 _REDUCED = _short()
-# A third of the config's 3,000 steps.
-_REDUCED_BOOKS = {**LAST_ONLY, 'train_cfg.max_iters': 1000}
-# What the map of 16 x 16 tokens of the reduced CIFAR-10 can tell.
-_REDUCED_ABLATIONS = ('cell-2', 'cell-8', 'rank-4', 'levels-1', 'mass-off',
-                      'summaries-grouped_conv', 'summaries-hierarchical',
-                      'position-none', 'position-rotary', 'position-relative',
-                      'slopes', 'rotary')
+# The full protocol's texts of 4,096 characters and hidden characters, for the
+# small model; 2.0 million characters are seen in each.
+_4K = {
+    f'{part}_dataloader.{key}': value
+    for part in ('train', 'val', 'test')
+    for key, value in (('batch_size', 1), ('dataset.length', 4096))
+}
+# Every twentieth window while training, as at 1,024 characters.
+_4K['val_dataloader.dataset.samples'] = 16
+_MASKED = {
+    # One more than there are bytes: the mask.
+    'model.net.vocab_size': 257,
+    'model.net.causal': False,
+    'model.net.head.objective': 'masked',
+    'model.net.head.mask_ratio': 0.15,
+}
 
 _THREE_SEEDS = (
     'tiny_imagenet100/fma',
@@ -378,25 +392,29 @@ def _tried() -> List[Run]:
             'tiny_imagenet100/fma-rotary', 'tiny_imagenet100', 'fma',
             'configs/tiny_imagenet100/'
             'fma-nano-rotary-p4_1xb64-1k_tiny-in100-64px.py', **_REDUCED))
-    runs += [
+    slopes, rotary = (
         Run(f'camvid/fma-{what}-long-pretrained',
             'camvid',
             'fma',
             f'configs/camvid/fma-nano-{what}_fpn_1xb4-1k_camvid-240x320.py',
             start=f'tiny_imagenet100/fma-{what}',
-            **_REDUCED) for what in ('slopes', 'rotary')
-    ]
-    # Four times as long, where attention has more to tell.
+            **_REDUCED) for what in ('slopes', 'rotary'))
+    runs += [slopes, rotary]
+    # Four times as long, where attention has more to tell, and CamVid from it.
     runs += [
-        twin(
-            _MILD,
-            'tiny_imagenet100',
-            attention,
-            f'{what}-mild-long',
-            options=options,
-            **_short(**{'train_cfg.max_iters': 4000}))
-        for attention, what, options in (('fma', '-rotary', _ROTARY),
-                                         ('window', '', {}))
+        Run(
+            'tiny_imagenet100/fma-rotary-mild-long', 'tiny_imagenet100', 'fma',
+            'configs/tiny_imagenet100/'
+            'fma-nano-rotary-p4_1xb64-4k-mild_tiny-in100-64px.py', **_REDUCED),
+        twin(_MILD, 'tiny_imagenet100', 'window', '-mild-long',
+             **_short(**{'train_cfg.max_iters': 4000})),
+    ]
+    runs += [
+        replace(
+            short,
+            name=short.name.replace('-long-', '-long-mild-'),
+            start=f'{short.start}-mild-long')
+        for short in (rotary, _long('window'))
     ]
     # Is it FMA, or is it the positions?
     runs += [
@@ -422,6 +440,35 @@ def _tried() -> List[Run]:
     ]
 
 
+def _reduced_books() -> List[Run]:
+
+    def run(attention: str, what: str, steps: int, **options: Any) -> Run:
+        return Run(
+            f'books/{attention}-{what}',
+            'books',
+            attention,
+            f'configs/lm/{attention}-lm-nano_1xb2-3k_books-1k.py',
+            options=options,
+            train_options={
+                **LAST_ONLY, 'train_cfg.max_iters': steps
+            })
+
+    layers = ('fma', 'full', 'fmmformer')
+    masked = [run(layer, 'masked-1k', 1000, **_MASKED) for layer in layers]
+    pooled = {**_MASKED, 'model.net.attn.pool_queries': True}
+    return [
+        *(run(layer, '1k', 1000) for layer in layers),
+        run('fma', 'avg-1k', 1000, **{'model.net.attn.summaries': 'avg'}),
+        *masked,
+        replace(
+            masked[0],
+            name='books/fma_linear-masked-1k',
+            attention='fma_linear',
+            options=pooled),
+        *(run(layer, '4k', 500, **_4K) for layer in layers),
+    ]
+
+
 def reduced() -> List[Run]:
     """Every attention layer on every set, in minutes a run."""
     run = partial(twin, REDUCED_CONFIGS, **_REDUCED)
@@ -434,45 +481,30 @@ def reduced() -> List[Run]:
             attention,
             '-pretrained',
             start=f'tiny_imagenet100/{attention}',
-            scales=(1, 2, 4) if
-            (dataset, attention) == ('camvid', 'window') else ())
+            scales=SCALES if attention in AT_SCALES else ())
         for dataset in ('camvid', 'dubai_aerial') for attention in ATTENTIONS
     ]
     runs += [run('camvid', attention) for attention in ('fma', 'window')]
     runs += [
-        run('camvid',
+        run(dataset,
             'fma',
             '-hierarchical-pretrained',
             options=_HIERARCHICAL,
             start='tiny_imagenet100/fma',
-            scales=(1, 2, 4)),
+            scales=SCALES) for dataset in ('camvid', 'dubai_aerial')
+    ]
+    runs.append(
         run('camvid',
             'fma',
             '-relative-pretrained',
             options=_RELATIVE,
-            start='tiny_imagenet100/fma')
-    ]
+            start='tiny_imagenet100/fma'))
     runs += [_long(attention) for attention in ('fma', 'window')]
-    nano = 'configs/lm/{}-lm-nano_1xb2-3k_books-1k.py'
-    runs += [
-        Run(f'books/{attention}-1k',
-            'books',
-            attention,
-            nano.format(attention),
-            train_options=_REDUCED_BOOKS)
-        for attention in ('fma', 'full', 'fmmformer')
-    ]
-    runs.append(
-        Run('books/fma-avg-1k',
-            'books',
-            'fma',
-            nano.format('fma'),
-            options={'model.net.attn.summaries': 'avg'},
-            train_options=_REDUCED_BOOKS))
+    runs += _reduced_books()
     runs += [
         replace(
-            run('cifar10', 'fma', options=ABLATIONS[name]),
-            name=f'ablations/{name}') for name in _REDUCED_ABLATIONS
+            run('cifar10', 'fma', options=options), name=f'ablations/{name}')
+        for name, options in ABLATIONS.items()
     ]
     runs += _tried()
     return runs + [

@@ -27,6 +27,7 @@ LINE = dict(
     attention='fma',
     config=CONFIG,
     options={},
+    training={},
     start=None,
     seed=0,
     parameters=1368074,
@@ -169,8 +170,13 @@ def test_models(tables, tmp_path) -> None:
     assert '| – | 91.00 | – |' in tables.TABLES['models, camvid']()
     # Another learning rate is no change of the model, but one of the config.
     write(tmp_path / 'experiments.jsonl', line,
-          dict(line, name='camvid/fma-lr', value=2.))
+          dict(line, name='camvid/fma-lr', training={'lr': 1}, value=2.))
     assert '| 91.00 | – | – |' in tables.TABLES['models, camvid']()
+    # Of two that start elsewhere, the one with more seeds.
+    write(tmp_path / 'experiments.jsonl', dict(started, name='camvid/fma-a'),
+          dict(started, value=93.), dict(started, value=95., seed=1))
+    assert '| – | 94.00 ± 1.41 (2 seeds) | – |' in \
+        tables.TABLES['models, camvid']()
     write(tmp_path / 'experiments.jsonl', line, dict(line, protocol='reduced'))
     with pytest.raises(SystemExit, match='results of two protocols'):
         tables.TABLES['models, camvid']()

@@ -19,13 +19,6 @@ from .reading import read_object
 ROOT = Path(__file__).resolve().parents[2]
 # Folders of configs whose metafiles and pages are filled from the results.
 FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
-# What follows the attention's name in runs of a config without changes, by
-# what stands after `-nano` in the config's name.
-AS_THEY_ARE = {
-    '': ('', '-pretrained', '-mild'),
-    'rotary': ('-rotary', '-rotary-mild-long', '-rotary-long-pretrained'),
-    'slopes': ('-slopes-long-pretrained', ),
-}
 NOT_YET = 'not measured yet'
 
 
@@ -95,24 +88,22 @@ def zoo(results: Path) -> Optional[str]:
         f'\n\nWith the sets under `data/`:\n\n```bash\n{commands}\n```')
 
 
-def scores(results: Path) -> Dict[str, List[Dict[str, Any]]]:
-    """Results of configs as they are, by config.
+def scores(results: Path) -> Dict[str, List[List[Dict[str, Any]]]]:
+    """Results of configs as they are, by config: the seeds of each run.
 
     Raises:
         SystemExit: A config is used by two protocols.
     """
-    found: Dict[str, List[Dict[str, Any]]] = {}
+    found: Dict[str, Dict[str, List[Dict[str, Any]]]] = {}
     for line in read_runs(results / 'experiments.jsonl'):
-        what = line['name'].partition('/')[2].removeprefix(line['attention'])
-        kind = next((kind for kind in AS_THEY_ARE
-                     if kind and f'-nano-{kind}' in line['config']), '')
-        if what not in AS_THEY_ARE[kind]:
+        if line['options'] or line['training']:
             continue
-        lines = found.setdefault(line['config'], [])
-        if lines and lines[0]['protocol'] != line['protocol']:
+        named = found.setdefault(line['config'], {})
+        if any(seeds[0]['protocol'] != line['protocol']
+               for seeds in named.values()):
             raise SystemExit(f'{line["config"]} has results of two protocols')
-        lines.append(line)
-    return found
+        named.setdefault(line['name'], []).append(line)
+    return {config: list(named.values()) for config, named in found.items()}
 
 
 def _entries(text: str) -> List[str]:
@@ -136,10 +127,22 @@ def _attention(entry: str) -> str:
             (f'; {int(length):,} iterations' if length else ''))
 
 
-def _by_start(lines: List[Dict[str, Any]],
-              started: bool) -> List[Dict[str, Any]]:
-    """The runs from scratch, or those from other weights."""
-    return [line for line in lines if (line['start'] is not None) == started]
+def _chosen(runs: List[List[Dict[str, Any]]], started: bool,
+            name: Optional[str]) -> List[Dict[str, Any]]:
+    """The seeds of one run: that of a name, or else the one with most.
+
+    Args:
+        runs: Of one config, the seeds of each.
+        started: Those from other weights, or those from scratch.
+        name: Of the run whose weights are shipped.
+    """
+    fitting = [
+        seeds for seeds in runs if (seeds[0]['start'] is not None) == started
+    ]
+    return max(
+        fitting,
+        key=lambda seeds: (seeds[0]['name'] == name, len(seeds)),
+        default=[])
 
 
 def _score(lines: List[Dict[str, Any]]) -> str:
@@ -158,18 +161,16 @@ def models(results: Path, folder: str) -> str:
     rows = []
     for entry in _entries(text)[1:]:
         name, config = _field(entry, '- Name'), _field(entry, 'Config')
-        lines = known.get(config, [])
+        runs, model = known.get(config, []), weights.get(config, {})
         values = [
-            _score(_by_start(lines, started))
+            _score(_chosen(runs, started, model.get('name')))
             for started in (False, True)[:1 + segments]
         ]
-        if not lines:
+        if not runs:
             values[0] = NOT_YET
         link = '–'
-        if config in weights:
-            links = dict(
-                model=ROOT / weights[config]['checkpoint'],
-                log=weights[config]['log'])
+        if model:
+            links = dict(model=ROOT / model['checkpoint'], log=model['log'])
             link = ', '.join(
                 f'[{what}]({os.path.relpath(path, ROOT / "configs" / folder)})'
                 for what, path in links.items() if path)
@@ -216,7 +217,7 @@ def fill_metafile(text: str, results: Path) -> str:
                      _result(config, model, [model['seed']]))
         elif config in measured:
             # From scratch or from weights, whichever are more.
-            lines = max((_by_start(measured[config], started)
+            lines = max((_chosen(measured[config], started, None)
                          for started in (False, True)),
                         key=len)
             value = mean(line['value'] for line in lines)

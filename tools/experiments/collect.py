@@ -13,13 +13,15 @@ from fma_vision.utils.files import write_bytes
 from fma_vision.utils.results import read_json, read_lines, read_log
 
 import curves  # isort: skip
-from protocol import PROTOCOLS, TASKS  # isort: skip
+from protocol import LAST_ONLY, PROTOCOLS, TASKS  # isort: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'benchmarks/results'
 PICTURES = ROOT / 'docs/assets'
 # What tests call it, and what the results do.
 METRICS = {'accuracy/top1': 'top1', 'mIoU': 'mIoU', 'bpc': 'bpc'}
+# Options that a protocol gives to all its trainings.
+COMMON = (*LAST_ONLY, 'optim_wrapper.dtype', 'train_dataloader.num_workers')
 # One line for each; a run made again takes the place of its former line.
 IDENTITY = ('protocol', 'name', 'seed', 'scale')
 
@@ -44,6 +46,8 @@ def _median(lines: List[dict], key: str) -> Any:
 
 def _identity(note: Dict[str, Any]) -> Dict[str, Any]:
     """What a run is, from the note in its folder."""
+    given = {**note['options'], **note['train_options']}
+    model = {k: v for k, v in given.items() if k.startswith('model.')}
     return dict(
         protocol=note['protocol'],
         name=note['name'],
@@ -53,11 +57,11 @@ def _identity(note: Dict[str, Any]) -> Dict[str, Any]:
                        Path(note['config']).stem)[0],
         attention=note['attention'],
         config=note['config'],
-        # Loaders and loops do not make another model.
-        options={
+        # Loaders and loops do not make another model, but another training.
+        options=model,
+        training={
             key: value
-            for key, value in note['options'].items()
-            if key.startswith('model.')
+            for key, value in given.items() if key not in (*model, *COMMON)
         },
         start=note['start'],
         seed=note['seed'])

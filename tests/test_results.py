@@ -271,7 +271,14 @@ def test_results_in_metafiles(tables, tmp_path) -> None:
     ('[1]', 'line 2 is no object'),
     ('{"name": ', 'line 2 cannot be read'),
     (b'{"name": "\xff"}', 'line 2 cannot be read'),
-    (dict(name='cifar10/x'), 'line 2: has no seed'),
+    ({
+        k: v
+        for k, v in LINE.items() if k != 'seed'
+    }, 'line 2: has no seed'),
+    ({
+        k: v
+        for k, v in LINE.items() if k != 'macs'
+    }, 'line 2: has no macs: collect again'),
     (dict(LINE, seed=1, attention='win'), "attention must be .* got 'win'"),
     (dict(LINE, seed=1, protocol='x'), "protocol must be .* got 'x'"),
     (dict(LINE, seed=1, value=None), 'score must be a number, got None'),
@@ -323,6 +330,14 @@ def test_missing_runs_are_listed(tables, tmp_path) -> None:
     assert '`cifar10/fma_linear/seed0`' in text
     assert '`cifar10/fma/seed0`' not in text
     assert '**Reduced protocol**: 0 of ' in text
+    # The score alone is not all of a run that is tested at several sizes.
+    line = dict(LINE, name='dubai_aerial/fma', dataset='dubai_aerial')
+    for sizes, missing in ((1, 2), True), ((1, 2, 4), False):
+        write(tmp_path / 'experiments.jsonl', LINE, line)
+        write(tmp_path / 'resolution.jsonl',
+              *(dict(line, scale=size, mIoU=1.) for size in sizes))
+        text = tables.TABLES['missing runs']()
+        assert ('`dubai_aerial/fma/seed0`' in text) == missing
 
 
 ZOO = sorted((ROOT / 'benchmarks/results/zoo').rglob('*.json'))
@@ -379,14 +394,10 @@ def test_ablations(tables, tmp_path) -> None:
 
 
 def test_resolutions(tables, tmp_path) -> None:
-    row = dict(
-        protocol='full',
-        name='camvid/fma-hierarchical',
-        dataset='camvid',
-        attention='fma',
-        start=None,
-        seed=0,
-        **MACHINE)
+    shared = ('protocol', 'attention', 'config', 'options', 'training',
+              'start', 'seed', *MACHINE)
+    row = {key: LINE[key] for key in shared}
+    row.update(name='camvid/fma-hierarchical', dataset='camvid')
     write(
         tmp_path / 'resolution.jsonl',
         dict(

@@ -39,6 +39,12 @@ METRICS = {
     'mIoU': ('mIoU, %', 'Semantic Segmentation', 'mIoU'),
     'bpc': ('bits per character', 'Language Modelling', 'Bits per Character'),
 }
+# What every line holds.
+REQUIRED = ('protocol', 'name', 'dataset', 'attention', 'config', 'options',
+            'training', 'start', 'seed', 'device', 'versions', 'commit')
+# And every line of a training.
+OF_TRAINING = ('parameters', 'macs', 'epochs', 'iterations', 'batch_size',
+               'metric', 'training_loss', 'training_memory')
 # What FMA is to reach: (data set, one run, another, least difference of the
 # two scores). Of bits per character, less is more.
 TARGETS = (
@@ -86,9 +92,9 @@ def read_runs(path: Path) -> List[Dict[str, Any]]:
         def refuse(what: str) -> None:
             raise SystemExit(f'{path}, line {number}: {what}')
 
-        for key in ('name', 'seed', 'device', 'versions', 'commit'):
+        for key in REQUIRED + (() if 'scale' in line else OF_TRAINING):
             if key not in line:
-                refuse(f'has no {key}')
+                refuse(f'has no {key}: collect again')
         for key, values in allowed.items():
             if line.get(key) not in values:
                 refuse(f'{key} must be one of {list(values)}, got '
@@ -385,16 +391,20 @@ def resolutions(results: Path) -> Optional[str]:
 
 
 def missing(results: Path) -> str:
-    """The runs of each protocol that have no result."""
-    done = {(line['protocol'], f'{line["name"]}/seed{line["seed"]}')
-            for name in ('experiments', 'ablations/cifar10')
+    """The runs of each protocol that have no result, or not at all sizes."""
+    done = {(line['protocol'], line['name'], line['seed'], line.get('scale'))
+            for name in ('experiments', 'resolution', 'ablations/cifar10')
             for line in read_runs(results / f'{name}.jsonl')}
     parts = []
     for name, make in RUNS.items():
-        keys = [run.key for run in make()]
-        left = [f'`{key}`' for key in keys if (name, key) not in done]
-        text = f'{len(keys) - len(left)} of {len(keys)} runs'
-        if 0 < len(left) < len(keys):
+        runs = make()
+        left = [
+            f'`{run.key}`' for run in runs
+            if not all((name, run.name, run.seed, scale) in done
+                       for scale in (None, *run.scales))
+        ]
+        text = f'{len(runs) - len(left)} of {len(runs)} runs'
+        if 0 < len(left) < len(runs):
             text += f', without {", ".join(left)}'
         parts.append(f'{PROTOCOLS[name].partition(":")[0]}: {text}.')
     return '\n\n'.join(parts)

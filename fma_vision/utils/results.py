@@ -7,16 +7,19 @@ from typing import Any, Dict, List, Sequence, Tuple
 from ..engine import UserError
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path) -> Dict[str, Any]:
+    """A file of one JSON object.
 
     Raises:
         UserError: It is missing or damaged; names it.
     """
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        found = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read: {error}') from error
+    if not isinstance(found, dict):
+        raise UserError(f'{path} is no object: {str(found)[:40]}')
+    return found
 
 
 def read_lines(path: Path) -> List[Dict[str, Any]]:

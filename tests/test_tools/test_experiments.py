@@ -238,6 +238,13 @@ def test_from_training_to_results(driver, scripts, small, tmp_path,
     assert len(list((tmp_path / 'pictures').glob('*.png'))) == 2
     rows = (results / 'resolution.jsonl').read_text().splitlines()
     assert [json.loads(row)['scale'] for row in rows] == [1, 2]
+    # -- a log that was cut off does not take the place of the whole one
+    log = sorted(folder.glob('*/vis_data/scalars.json'))[-1]
+    log.write_text('')
+    with pytest.raises(UserError, match='the log ends before the training'):
+        driver.main('collect', '--only', 'cifar10/fma/*')
+    assert json.loads(
+        (results / 'experiments.jsonl').read_text().splitlines()[1]) == line
 
 
 def done(driver, run, **changes) -> Path:
@@ -260,10 +267,29 @@ def test_what_is_done_with_other_settings_does_not_count(
     assert '0 of 1 runs are done' in capsys.readouterr().out
     with pytest.raises(UserError, match=r'other settings \(options\)'):
         driver.main('collect')
+    capsys.readouterr()
+    driver.main('--dry-run', '--only', 'cifar10/fma/*')
+    assert capsys.readouterr().out.startswith('# cifar10/fma/seed1: ')
     assert not driver.calls
-    (folder / 'run.json').write_text('{')
+    for text in '{', '[]':
+        (folder / 'run.json').write_text(text)
+        driver.main('--list', '--only', 'cifar10/fma/*')
+        assert 'damaged  cifar10/fma/seed1' in capsys.readouterr().out
+
+
+def test_a_damaged_test_is_made_again(driver, scripts, capsys) -> None:
+    folder = done(driver, scripts.protocol.PROTOCOLS['reduced']()[1])
+    (folder / 'test.json').write_text('{"metr')
     driver.main('--list', '--only', 'cifar10/fma/*')
-    assert 'damaged  cifar10/fma/seed1' in capsys.readouterr().out
+    assert 'trained  cifar10/fma/seed1' in capsys.readouterr().out
+    # Here, what it would be made of is not there.
+    with pytest.raises(UserError, match='seed1 is trained, but its checkp'):
+        driver.main('--only', 'cifar10/fma/*')
+    (folder / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
+    (folder / 'epoch_2.pth').touch()
+    capsys.readouterr()
+    driver.main('--dry-run', '--only', 'cifar10/fma/*')
+    assert capsys.readouterr().out.startswith('python tools/test.py ')
 
 
 def test_done_runs_count_after_the_time_is_up(driver, scripts, capsys) -> None:
@@ -277,6 +303,9 @@ def test_done_runs_count_after_the_time_is_up(driver, scripts, capsys) -> None:
 def test_collect_names_a_missing_folder(driver, scripts) -> None:
     with pytest.raises(UserError, match='work: no such folder'):
         driver.main('collect')
+    done(driver, scripts.protocol.PROTOCOLS['reduced']()[1])
+    with pytest.raises(UserError, match="--only 'x/.' matches no folder"):
+        driver.main('collect', '--only', 'cifar10/*', 'x/*')
 
 
 def test_names_are_stable_and_configs_there(scripts) -> None:

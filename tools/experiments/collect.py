@@ -5,7 +5,7 @@ import json
 import re
 import statistics
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from fma_vision.engine import UserError
 from fma_vision.utils.configs import input_shape, load_model_config, measure
@@ -67,6 +67,16 @@ def _identity(note: Dict[str, Any]) -> Dict[str, Any]:
         seed=note['seed'])
 
 
+def _trained_to_the_end(cfg: Any, training: List[dict]) -> bool:
+    """Whether what a training logged goes up to its last step."""
+    last = training[-1] if training else {}
+    steps = cfg.train_cfg.get('max_iters')
+    if steps is None:
+        return last.get('epoch') == cfg.train_cfg.max_epochs
+    # What is logged last need not be the last step.
+    return last.get('step', 0) > steps - cfg.default_hooks.logger.interval
+
+
 def run_line(folder: Path) -> Dict[str, Any]:
     """The result of one run.
 
@@ -85,9 +95,11 @@ def run_line(folder: Path) -> Dict[str, Any]:
         raise UserError(f'{folder}/test.json has none of {list(METRICS)}')
     cost = measure(cfg, input_shape(cfg))['model']
     training = [line for line in lines if 'loss' in line]
+    if not _trained_to_the_end(cfg, training):
+        raise UserError(f'{folder}: the log ends before the training')
     batch = cfg.train_dataloader.batch_size
     seconds, memory = _median(training, 'time'), _median(training, 'memory')
-    # Much less noisy than a score, as seeds share the order of the data.
+    # Much less noisy than a score: layers see the same images in one order.
     last = [line['loss'] for line in training[len(training) * 3 // 4:]]
     text = TASKS[note['dataset']] == 'language'
     rate = batch / seconds if seconds else None
@@ -100,14 +112,12 @@ def run_line(folder: Path) -> Dict[str, Any]:
         macs=cost.macs,
         shape=list(input_shape(cfg)),
         epochs=cfg.train_cfg.get('max_epochs'),
-        # What is logged last may not be the last step.
-        iterations=cfg.train_cfg.get('max_iters')
-        or (training[-1]['step'] if training else None),
+        iterations=cfg.train_cfg.get('max_iters') or training[-1]['step'],
         batch_size=batch,
         amp=note['amp'],
         metric=METRICS[metric],
         value=test['metrics'][metric],
-        training_loss=round(statistics.mean(last), 4) if last else None,
+        training_loss=round(statistics.mean(last), 4),
         images_per_second=None if text else rate,
         tokens_per_second=(rate *
                            input_shape(cfg)[0] if text and rate else None),
@@ -172,18 +182,28 @@ def append(path: Path, lines: List[Dict[str, Any]]) -> int:
 
 
 def _folders(root: Path, protocol: Optional[str],
-             only: Sequence[str]) -> Iterator[Tuple[Path, str, str]]:
-    """Folders of finished runs, with their protocol and key."""
+             only: Sequence[str]) -> List[Tuple[Path, str, str]]:
+    """Folders of finished runs, with their protocol and key.
+
+    Raises:
+        UserError: A pattern matches none that has begun.
+    """
+    found, unused = [], set(only)
     for path in sorted(root.glob('**/run.json')):
         folder = path.parent
         name, _, key = folder.relative_to(root).as_posix().partition('/')
-        if protocol not in (None, name) or not any(
-                fnmatch.fnmatchcase(key, pattern) for pattern in only):
+        matching = {x for x in only if fnmatch.fnmatchcase(key, x)}
+        if protocol not in (None, name) or not matching:
             continue
+        unused -= matching
         if (folder / 'test.json').is_file():
-            yield folder, name, key
+            found.append((folder, name, key))
         else:
             print(f'{folder}: not finished')
+    if unused:
+        raise UserError(f'--only {min(unused)!r} matches no folder under '
+                        f'{root}')
+    return found
 
 
 def check_settings(folder: Path, protocol: str, key: str) -> None:

@@ -166,6 +166,18 @@ class Workplace:
             return []
         return run.changed(self.protocol, read_json(path))
 
+    def check(self, run: Run) -> None:
+        """See that a folder that has begun is of this run.
+
+        Raises:
+            UserError: Something else was trained there, or the folder's note
+                is damaged.
+        """
+        changed = self.changed(run)
+        if changed:
+            raise UserError(f'{self.folder(run)} was begun with other settings'
+                            f' ({", ".join(changed)}); move it away')
+
     def state(self, run: Run) -> str:
         """'done', 'trained', 'begun', 'missing', or 'other settings'.
 
@@ -175,14 +187,25 @@ class Workplace:
         if self.changed(run):
             return 'other settings'
         if self.trained(run):
-            missing = [p for p in self.results(run) if not p.is_file()]
-            return 'trained' if missing else 'done'
+            return 'trained' if self.missing(run) else 'done'
         return 'begun' if self.checkpoint(run) else 'missing'
 
     def results(self, run: Run) -> List[Path]:
         """The files that a finished run has."""
         names = ['test.json'] + ['resolution.json'] * bool(run.scales)
         return [self.folder(run) / name for name in names]
+
+    def missing(self, run: Run) -> List[Path]:
+        """Those of :meth:`results` that are not there, or are damaged."""
+        return [path for path in self.results(run) if not _can_be_read(path)]
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        read_json(path)
+    except UserError:
+        return False
+    return True
 
 
 def with_starts(runs: Sequence[Run], protocol: str) -> List[Run]:
@@ -251,21 +274,27 @@ def train_command(run: Run, place: Workplace, device: Optional[str],
 def test_commands(run: Run, place: Workplace,
                   device: Optional[str]) -> List[List[str]]:
     """The commands that test what a run has trained, what is there left out.
+
+    Raises:
+        UserError: The weights are gone.
     """
-    checkpoint = place.checkpoint(run)
+    missing, checkpoint = place.missing(run), place.checkpoint(run)
+    if missing and place.trained(run) and not checkpoint:
+        raise UserError(f'{place.folder(run)} is trained, but its checkpoint '
+                        'is gone')
     on = ['--device', device] if device else []
     options = on + option_list(run.options)
     result, *more = place.results(run)
     weights = checkpoint.as_posix() if checkpoint else 'CHECKPOINT'
     commands = []
-    if not result.is_file():
+    if result in missing:
         commands.append([
             sys.executable, 'tools/test.py', run.config, weights, '--work-dir',
             (result.parent / 'test').as_posix(), '--out',
             result.as_posix(), *options
         ])
     for path in more:
-        if not path.is_file():
+        if path in missing:
             commands.append([
                 sys.executable, 'tools/analysis_tools/benchmark_resolution.py',
                 run.config, weights, '--scales', *map(str, run.scales),
@@ -314,11 +343,8 @@ def claim(run: Run, place: Workplace, device: Optional[str]) -> None:
     Raises:
         UserError: Something else was trained there, or the note is damaged.
     """
+    place.check(run)
     path, note = place.folder(run) / 'run.json', run.note(place.protocol)
-    changed = place.changed(run)
-    if changed:
-        raise UserError(f'{path.parent} was begun with other settings '
-                        f'({", ".join(changed)}); move it away')
     if path.is_file():
         # The scales may be others now.
         note = {**read_json(path), **note}
@@ -441,14 +467,16 @@ def dry_run(runs: List[Run], place: Workplace,
     """Print what would be called."""
     for run in runs:
         commands = []
-        if not place.trained(run):
-            try:
+        try:
+            place.check(run)
+            if not place.trained(run):
                 commands.append(
                     train_command(run, place, args.device, args.time_limit))
-            except UserError as error:
-                print(f'# {run.key}: {error}')
-                continue
-        for command in commands + test_commands(run, place, args.device):
+            commands += test_commands(run, place, args.device)
+        except UserError as error:
+            print(f'# {run.key}: {error}')
+            continue
+        for command in commands:
             print(shlex.join(['python', *command[1:]]))
 
 

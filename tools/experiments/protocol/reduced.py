@@ -3,7 +3,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Dict, List
 
-from .changes import ABLATIONS, CELLS, HIERARCHICAL, RELATIVE, ROTARY, SLOPES
+from .changes import ABLATIONS, ATTN, HIERARCHICAL, RELATIVE, ROTARY, SLOPES
 from .run import AT_SCALES, ATTENTIONS, LAST_ONLY, SCALES, Run, twin
 
 CONFIGS = {
@@ -40,6 +40,17 @@ _MASKED = {
     'model.net.causal': False,
     'model.net.head.objective': 'masked',
     'model.net.head.mask_ratio': 0.15,
+}
+
+# Maps of 16 x 16 tokens have one level at most, so that there is nothing to
+# share between levels.
+_ABLATIONS = {
+    name: options
+    for name, options in ABLATIONS.items()
+    if name != 'summaries-hierarchical-shared'
+}
+_ABLATIONS['position-absolute'] = {
+    **ABLATIONS['position-absolute'], 'model.backbone.position.size': 16
 }
 
 _THREE_SEEDS = (
@@ -97,7 +108,7 @@ def _tried() -> List[Run]:
             })) for attention in ('fma', 'window')
         for rate in (3e-4, 1e-3, 3e-3)
     ]
-    alone = {f'{CELLS}.window_size': 1}
+    alone = {f'{ATTN}.window_size': 1}
     runs += [
         twin(CONFIGS, dataset, 'window', '-alone', options=alone, **_REDUCED)
         for dataset in ('tiny_imagenet100', 'cifar10')
@@ -226,7 +237,7 @@ def runs() -> List[Run]:
     found += [
         replace(
             run('cifar10', 'fma', options=options), name=f'ablations/{name}')
-        for name, options in ABLATIONS.items()
+        for name, options in _ABLATIONS.items()
     ]
     found += _tried()
     return found + [

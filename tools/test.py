@@ -14,7 +14,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from mmengine.config import DictAction
+    from fma_vision.utils.arguments import add_config_options, add_device
     parser = argparse.ArgumentParser(description='Test a model')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -34,14 +34,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--amp',
         action='store_true',
         help='mixed precision: fp16 on a GPU, bfloat16 on the CPU')
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change the config')
+    add_device(parser)
+    add_config_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

@@ -14,7 +14,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from mmengine.config import DictAction
+    from fma_vision.utils.arguments import add_config_options, add_device
     parser = argparse.ArgumentParser(description='Train a model')
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -47,15 +47,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=float,
         metavar='MINUTES',
         help='stop after so long, with a checkpoint for --resume')
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change the config, e.g. train_cfg.max_iters=100 '
-        'train_dataloader.batch_size=4; lists as key="[a,b]"')
+    add_device(parser)
+    add_config_options(
+        parser,
+        ', e.g. train_cfg.max_iters=100 train_dataloader.batch_size=4; '
+        'lists as key="[a,b]"')
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

@@ -32,15 +32,31 @@ def positive_number(text: str) -> float:
     return value
 
 
-def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of tools that run a config's model on its data."""
+def add_config_options(parser: argparse.ArgumentParser,
+                       more: str = '') -> None:
+    """Add ``--cfg-options``.
+
+    Args:
+        parser: Of the tool.
+        more: Follows in the help.
+    """
     from mmengine.config import DictAction
-    parser.add_argument('--work-dir', help='folder for the log')
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='change the config')
+        help=f'change the config{more}')
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of tools that run a config's model on its data."""
+    parser.add_argument('--work-dir', help='folder for the log')
+    add_device(parser)
+    add_config_options(parser)

@@ -21,7 +21,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from mmengine.config import DictAction
+    from fma_vision.utils.arguments import add_config_options
     parser = argparse.ArgumentParser(
         description='Write pictures of a dataset after its pipeline')
     parser.add_argument('config', help='config file')
@@ -32,12 +32,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--number', type=int, default=20, help='how many (default: 20)')
     parser.add_argument(
         '--opacity', type=float, default=0.5, help='of masks (default: 0.5)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change the config')
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 

@@ -37,7 +37,7 @@ except ImportError:  # not on Windows
     fcntl = None
 
 from fma_vision.engine import UserError, read_checkpoint, run_tool
-from fma_vision.utils.arguments import positive_number
+from fma_vision.utils.arguments import add_device, positive_number
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import whole_file, write_json
 from fma_vision.utils.results import read_json
@@ -81,8 +81,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         type=Path,
         default=WORK,
         help='of all runs; from the checkout, not from where you are')
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='default: the best there is')
+    add_device(parser)
     parser.add_argument(
         '--time-limit',
         type=positive_number,

@@ -13,17 +13,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from mmengine.config import DictAction
+    from fma_vision.utils.arguments import add_config_options
     parser = argparse.ArgumentParser(description='Print the whole config')
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--save-path', help='also write it: FILE.py, FILE.json or FILE.yml')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change the config')
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 

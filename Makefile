@@ -10,8 +10,11 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# What is installed depends on these files only: the install is editable.
-REQUIREMENTS := setup.py setup.cfg $(wildcard requirements/*)
+NATIVE := kernels/fma_kernels/backends/native
+# What is installed depends on these files only: the install is editable, and
+# compiles the C kernels.
+REQUIREMENTS := setup.py setup.cfg $(wildcard requirements/*) \
+	$(wildcard $(NATIVE)/build.py $(NATIVE)/*.[ch])
 SOURCES := $(wildcard fma_vision kernels configs tools tests demo \
 	benchmarks requirements setup.py)
 
@@ -49,6 +52,7 @@ format: $(STAMP)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis
+	rm -f $(NATIVE)/_fma_native.*
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # An order-only check: the stamp alone decides about re-installing. An

@@ -1,0 +1,1 @@
+"""Fused kernels for CPUs: plain C, compiled once and loaded by ctypes."""

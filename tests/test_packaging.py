@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import fma_vision
+from fma_kernels.backends.native import build as recipe
+
+NATIVE = 'fma_kernels/backends/native'
 
 
 @pytest.fixture(scope='module')
@@ -32,25 +36,38 @@ def sources(repo_root, tmp_path_factory):
         shutil.copytree(
             repo_root / name,
             target / name,
-            ignore=shutil.ignore_patterns('__pycache__'))
+            ignore=shutil.ignore_patterns('__pycache__', recipe.NAME))
     for name in ('setup.py', 'setup.cfg', 'MANIFEST.in', 'README.md',
                  'CHANGELOG.md', 'LICENSE'):
         shutil.copy(repo_root / name, target)
     return target
 
 
-@pytest.fixture(scope='module')
-def wheel(sources, tmp_path_factory):
-    """The wheel, built without the network."""
-    target = tmp_path_factory.mktemp('wheel')
+def build_wheel(sources, target, **environment):
+    """Builds a wheel without the network."""
     built = subprocess.run([
         sys.executable, '-m', 'pip', 'wheel', '--no-deps',
         '--no-build-isolation', '--use-pep517', '-w', target, sources
     ],
+                           env=dict(os.environ, **environment),
                            capture_output=True,
                            text=True)
     assert built.returncode == 0, built.stderr
     return next(target.glob('*.whl'))
+
+
+@pytest.fixture(scope='module')
+def wheel(sources, tmp_path_factory):
+    """The wheel, with the C kernels where there is a compiler."""
+    return build_wheel(sources, tmp_path_factory.mktemp('wheel'))
+
+
+@pytest.fixture
+def needs_compiler():
+    try:
+        recipe.compiler()
+    except recipe.BuildError as error:
+        pytest.skip(str(error))
 
 
 def requirements(setup_cfg):
@@ -162,6 +179,70 @@ def test_metadata_of_the_wheel(wheel):
     assert any(name.endswith('LICENSE') for name in names)
 
 
+# ------------------------------------------------------------ the C kernels
+
+
+def c_files(sources):
+    found = {
+        f'{NATIVE}/{path.name}'
+        for path in (sources / 'kernels' / NATIVE).glob('*.[ch]')
+    }
+    assert found
+    return found
+
+
+def test_wheel_holds_the_library(wheel, sources, needs_compiler, tmp_path):
+    """For any Python 3, and in use without a compiler."""
+    assert '-py3-none-' in wheel.name and '-any' not in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        assert c_files(sources) <= set(archive.namelist())
+        archive.extractall(tmp_path)
+    found = load_library(tmp_path)
+    assert found.stdout.strip() == str(tmp_path / NATIVE / recipe.NAME)
+
+
+def test_wheel_without_a_compiler(sources, tmp_path):
+    """For any platform; with the C files, to be compiled at first use.
+
+    What an earlier build left behind is not taken along.
+    """
+    wheel = build_wheel(sources, tmp_path, CC='/no/such/compiler')
+    assert wheel.name.endswith('-py3-none-any.whl')
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path)
+    assert c_files(sources) <= names
+    assert f'{NATIVE}/{recipe.NAME}' not in names
+    assert 'CC=/no/such/compiler' in load_library(tmp_path).stderr
+
+
+def load_library(site):
+    """Prints where the library lies, in a process without a compiler."""
+    code = (f'from {NATIVE.replace("/", ".")}.library import library; '
+            'print(library()._name)')
+    return subprocess.run([sys.executable, '-c', code],
+                          cwd=site,
+                          env=dict(
+                              os.environ,
+                              PYTHONPATH=str(site),
+                              CC='/no/such/compiler'),
+                          capture_output=True,
+                          text=True)
+
+
+def test_source_distribution_holds_what_is_compiled(sources, tmp_path):
+    made = subprocess.run(
+        [sys.executable, 'setup.py', '-q', 'sdist', '-d', tmp_path],
+        cwd=sources,
+        capture_output=True,
+        text=True)
+    assert made.returncode == 0, made.stderr
+    with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    wanted = {f'kernels/{name}' for name in c_files(sources)}
+    assert wanted | {f'kernels/{NATIVE}/build.py'} <= names
+
+
 # ----------------------------------------------------------------- pins
 
 
@@ -193,7 +274,8 @@ def make(repo_root, tmp_path):
         pytest.skip('make is not installed')
     for name in ('Makefile', 'setup.py', 'setup.cfg'):
         shutil.copy(repo_root / name, tmp_path)
-    shutil.copytree(repo_root / 'requirements', tmp_path / 'requirements')
+    for name in ('requirements', f'kernels/{NATIVE}'):
+        shutil.copytree(repo_root / name, tmp_path / name)
 
     def run(*args, dry=True):
         return subprocess.run(
@@ -220,11 +302,13 @@ def test_targets_install_only_when_needed(make, target):
     old = stamp.stat().st_mtime
     for path in [
             *make.folder.glob('setup.*'),
-            *(make.folder / 'requirements').iterdir()
+            *(make.folder / 'requirements').iterdir(),
+            *(make.folder / 'kernels' / NATIVE).iterdir()
     ]:
         os.utime(path, (old - 10, old - 10))
     assert 'install.py' not in make(target).stdout
-    for name in ('setup.cfg', 'requirements/constraints.txt'):
+    for name in ('setup.cfg', 'requirements/constraints.txt',
+                 f'kernels/{NATIVE}/fma.h'):
         path = make.folder / name
         os.utime(path, (old + 10, old + 10))
         assert 'requirements/install.py .venv' in make(target).stdout

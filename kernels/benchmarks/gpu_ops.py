@@ -4,7 +4,6 @@ All take query, key and value heads-last, ``[B, *grid, heads, head_dim]``,
 and return the output likewise; each gets what it needs as views.
 """
 from typing import Any, Callable, Dict, List, Tuple
-from unittest import mock
 
 import torch
 from gpu_common import Call, Case
@@ -12,15 +11,31 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from fma_kernels import fma1d, fma2d
-from fma_kernels.backends import load
+from fma_kernels import Hierarchy, fma1d, fma2d
 
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, **options):
-    """``fma1d`` or ``fma2d``, by the number of axes."""
+    """``fma1d`` or ``fma2d``, by the number of axes; or their rival."""
+    if options['backend'] == 'flex':
+        return flex_attention(query, key, value, **options)
     return (fma1d if query.dim() == 4 else fma2d)(query, key, value, **options)
+
+
+def flex_attention(query: Tensor,
+                   key: Tensor,
+                   value: Tensor,
+                   *,
+                   cell_size: int,
+                   causal: bool = False,
+                   return_lse: bool = False,
+                   backend: str = 'flex'):
+    """The same through flex_attention, the reordering of tokens included."""
+    import flex  # on demand, as it needs torch 2.9
+    hierarchy = Hierarchy(tuple(query.shape[1:-2]), cell_size, causal=causal)
+    out, lse = flex.flex(query, key, value, hierarchy, return_lse=return_lse)
+    return (out, lse) if return_lse else out
 
 
 def fma_options(case: Case, cell: int, backend: str,
@@ -84,19 +99,17 @@ def sdpa_cudnn(case: Case) -> Op:
 
 def flex_kernel(case: Case, cell: int,
                 tensors: List[Tensor]) -> Tuple[Op, List[Tensor]]:
-    """The compiled flex_attention of the flex backend, and nothing around it.
+    """The compiled flex_attention alone, and nothing around it.
 
     Returns:
-        The op, heads-first, and what the backend calls it with: query, key
-        and value in its order, with the summaries behind the tokens.
+        The op, heads-first, and what it takes: query, key and value in its
+        order, with the summaries behind the tokens.
     """
-    module = load('flex')
-    with mock.patch.object(
-            module, '_attend', wraps=module._attend) as attend, \
-            torch.no_grad():
-        attention(*tensors, **fma_options(case, cell, 'flex'))
-    ordered, others = attend.call_args.args[:3], attend.call_args.args[3:]
-    return lambda *x: module._attend(*x, *others)[0], list(ordered)
+    import flex
+    hierarchy = Hierarchy(case.shape, cell, causal=case.causal).trimmed()
+    with torch.no_grad():
+        args = flex.arrange(*tensors, hierarchy)
+    return lambda *x: flex.attend(*x, *args[3:], False)[0], list(args[:3])
 
 
 def windows(case: Case, side: int = 8) -> Op:

@@ -215,14 +215,15 @@ def test_competitors(module):
     assert causal.full_flops == 4 * 8 * 16 * 17 // 2
 
 
-def test_flex_kernel_is_what_the_backend_calls(module):
+def test_flex_kernel_is_what_the_rival_calls(module):
     ops, common = module('gpu_ops'), module('gpu_common')
+    flex = module('flex')
     case = common.Case((16, 16), (4, ), 1, 8, 1)
     leaves = [torch.randn(1, 16, 16, 1, 8) for _ in range(3)]
     leaves = [x.requires_grad_() for x in leaves]
     with pytest.MonkeyPatch.context() as patch:
-        flex = ops.load('flex')  # the dense form: nothing to compile
-        patch.setattr(flex, '_attend', lambda *x: flex._dense(*x[:6]))
+        # The dense form: nothing to compile.
+        patch.setattr(flex, 'attend', lambda *x: flex._dense(*x[:6]))
         op, ordered = ops.flex_kernel(case, 4, leaves)
         out = op(*ordered)
     places = flex.layout(Hierarchy((16, 16), 4), out.device).query_places

@@ -1,0 +1,366 @@
+"""FMA through PyTorch's ``flex_attention``: a rival and a second opinion.
+
+The keys are [tokens | summaries], each part in Z-order of its cells (the
+identity in 1D), so that a block of 128 x 128 holds what lies together. A
+pair is visible if the query's coordinates lie inside the key's *window* and
+outside its *hole*: two boxes of tokens. This shares no table with the
+backends, and kernels and gradients are PyTorch's own. Needs torch 2.9.
+"""
+from functools import lru_cache
+from math import log
+from typing import Callable, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import flex_attention as pytorch
+
+from fma_kernels import Hierarchy
+from fma_kernels.pooling import (accumulation_dtype, average_pyramid, pack,
+                                 packed_mass)
+
+# Side of a block of the mask: what flex_attention takes by default.
+BLOCK = 128
+# The compiler keeps one kernel per geometry. It raises beyond this number,
+# 8 by default.
+_MAX_KERNELS = 64
+
+
+class Layout(NamedTuple):
+    """Where queries and keys go, and who sees whom.
+
+    Attributes:
+        queries: int64 ``[rows]``, the row-major token in each row; what pads
+            the last block repeats a token.
+        query_places: int64 ``[N]``, its inverse.
+        keys: int64 ``[columns]``, a token below ``N``, then packed
+            summaries; padding is seen by no query.
+        key_places: int64 ``[N + M_total]``, its inverse.
+        block_mask: the ``BlockMask`` over rows and columns.
+    """
+    queries: Tensor
+    query_places: Tensor
+    keys: Tensor
+    key_places: Tensor
+    block_mask: pytorch.BlockMask
+
+
+# ------------------------------------------------------------------ the order
+def _points(grid: Tuple[int, ...]) -> Tensor:
+    """Row-major coordinates, int64 ``[prod(grid), d]``."""
+    axes = torch.meshgrid([torch.arange(size) for size in grid], indexing='ij')
+    return torch.stack(axes, dim=-1).view(-1, len(grid))
+
+
+def _z_order(cells: Tensor) -> Tensor:
+    """Interleaves the bits of coordinates ``[..., d]``."""
+    d = cells.shape[-1]
+    code = torch.zeros_like(cells[..., 0])
+    for bit in range(int(cells.max()).bit_length()):
+        for axis in range(d):
+            code |= (cells[..., axis] >> bit & 1) << bit * d + d - 1 - axis
+    return code
+
+
+def _around(cells: Tensor, width: int) -> Tensor:
+    """Tokens at distance at most 1 cell, ``[2, ..., d]``: from, to."""
+    return torch.stack([cells - 1, cells + 2]) * width
+
+
+def _part(hierarchy: Hierarchy, level: int) -> Tuple[Tensor, Tensor]:
+    """The keys of a level, or for level 0 the tokens.
+
+    Returns:
+        order: int64 ``[size]``, the row-major key in each column.
+        boxes: int64 ``[4, size, d]``: window from, to, hole from, to.
+    """
+    grids, widths = hierarchy.grids, hierarchy.widths
+    points = _points(grids[level - 1] if level else hierarchy.shape)
+    cells = points if level else points // hierarchy.cell_size
+    order = _z_order(cells).argsort(stable=True)
+    points, cells = points[order], cells[order]
+    if level:
+        hole = _around(cells, widths[level - 1])
+        window = _around(cells // 2, 2 * widths[level - 1])
+    else:
+        window = _around(cells, hierarchy.cell_size)
+        hole = torch.zeros_like(window)
+    if level == hierarchy.num_levels:  # the top level, or full attention
+        window[0], window[1] = 0, max(hierarchy.shape)
+    if hierarchy.causal and level:  # from the right end of the hole on
+        window[0], hole = hole[1], torch.zeros_like(hole)
+    elif hierarchy.causal:
+        window[0] = points
+    boxes = torch.cat([window, hole])
+    if level:  # the same for every sub-cell
+        parts = hierarchy.num_parts
+        boxes = boxes.repeat_interleave(parts, dim=1)
+        order = (order[:, None] * parts + torch.arange(parts)).flatten()
+    return order, boxes
+
+
+@lru_cache(maxsize=16)
+def layout(hierarchy: Hierarchy, device: torch.device) -> Layout:
+    """Order and block mask of a hierarchy on a device (cached).
+
+    Takes memory for every pair of a leaf cell and a key.
+    """
+    count, total = (hierarchy.num_tokens,
+                    hierarchy.num_tokens + hierarchy.num_summaries)
+    rows = _pad_to_block(count)
+    columns = rows + _pad_to_block(total - count)
+    with device:
+        orders, boxes = zip(*(_part(hierarchy, level)
+                              for level in range(hierarchy.num_levels + 1)))
+        starts = (0, *(count + x for x in hierarchy.level_starts))
+        packed = torch.cat([x + start for x, start in zip(orders, starts)])
+        place = torch.arange(total)
+        place[count:] += rows - count
+        keys = torch.zeros(columns, dtype=torch.int64)
+        keys[place] = packed
+        key_places = torch.empty_like(place)
+        key_places[packed] = place
+        # An empty window hides padding.
+        limits = torch.zeros((hierarchy.ndim, 4, columns), dtype=torch.int32)
+        limits[..., place] = torch.cat(
+            boxes, dim=1).permute(2, 0, 1).clamp(0,
+                                                 max(hierarchy.shape)).int()
+        points = _points(hierarchy.shape)[keys[:rows]].int()
+        points[count:] = -1  # in nobody's window
+        # Each a tensor of its own: views would carry their strides along.
+        mask_mod = _mask_mod([x.clone() for x in points.unbind(1)],
+                             [[x.clone() for x in axis] for axis in limits])
+        block_mask = _block_mask(points[:count] // hierarchy.cell_size,
+                                 columns, mask_mod)
+    return Layout(keys[:rows], key_places[:count], keys, key_places,
+                  block_mask)
+
+
+def _pad_to_block(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _mask_mod(points: List[Tensor], boxes: List[List[Tensor]]) -> Callable:
+    """Element visibility from small integer tensors.
+
+    Args:
+        points: per axis int32 ``[rows]``, the queries' coordinates.
+        boxes: per axis four int32 ``[columns]``.
+    """
+
+    def mask_mod(batch, head, row, column):
+        window = hole = None
+        for point, (low, high, hole_low, hole_high) in zip(points, boxes):
+            here = point[row]
+            inside = (here >= low[column]) & (here < high[column])
+            hidden = (here >= hole_low[column]) & (here < hole_high[column])
+            window = inside if window is None else window & inside
+            hole = hidden if hole is None else hole & hidden
+        return window & ~hole
+
+    return mask_mod
+
+
+def _block_mask(cells: Tensor, columns: int,
+                mask_mod: Callable) -> pytorch.BlockMask:
+    """The blocks that are visible in part, and those that are wholly.
+
+    Queries of one leaf cell see the same keys; in causal attention, each the
+    keys of the one before it and one more. So of those of a cell that lie in
+    one block, the first and the last are asked.
+
+    Args:
+        cells: int ``[N, d]``, the leaf cell of each row but padding.
+    """
+    block = torch.arange(len(cells)) // BLOCK
+    _, size = torch.stack([block, _z_order(cells)]).unique_consecutive(
+        return_counts=True, dim=1)
+    last = size.cumsum(0) - 1
+    block = block[last]
+
+    def rows_of(found: Tensor) -> Tensor:
+        # bool [pieces of cells, column blocks] -> [row blocks, column blocks]
+        total = found.new_zeros((len(block), found.shape[1]), dtype=torch.int)
+        total.index_add_(0, block, found.int())
+        return total[:int(block[-1]) + 1] > 0
+
+    def seen(row: Tensor) -> Tensor:
+        # [pieces, columns] -> [pieces, column blocks, BLOCK]
+        found = mask_mod(None, None, row[:, None], torch.arange(columns))
+        return found.view(len(row), -1, BLOCK)
+
+    some = rows_of(seen(last).any(-1))
+    full = ~rows_of(~seen(last - size + 1).all(-1))
+    return pytorch.BlockMask.from_kv_blocks(
+        *_as_lists(some & ~full),
+        *(_as_lists(full) if full.any() else ()),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask_mod)
+
+
+def _as_lists(blocks: Tensor) -> Tuple[Tensor, Tensor]:
+    """Counts ``[1, 1, rows]`` and indices ``[1, 1, rows, columns]``.
+
+    ``blocks``: bool ``[rows, columns]``. The indices of True come first.
+    """
+    index = (~blocks).to(torch.uint8).argsort(dim=1, stable=True)
+    return blocks.sum(1).int()[None, None], index.int()[None, None]
+
+
+# ----------------------------------------------------------------- the call
+class _Reorder(torch.autograd.Function):
+    """Picks along axis 1; the gradient picks back, without any sum."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None, None]:
+        inverse, = ctx.saved_tensors
+        return grad.index_select(1, inverse), None, None
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, score_mod: Callable,
+           block_mask: pytorch.BlockMask,
+           scale: float) -> Tuple[Tensor, Tensor]:
+    """flex_attention's own dense form, with its own gradient.
+
+    The public function refuses gradients on a CPU although the operator
+    behind it has them; lse is in base 2 there.
+    """
+    from torch._higher_order_ops.flex_attention import flex_attention
+    out, lse = flex_attention(query, key, value, score_mod,
+                              block_mask.as_tuple(), scale, {})[:2]
+    return out, lse * log(2)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, score_mod: Callable,
+           block_mask: pytorch.BlockMask, scale: float,
+           return_lse: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    wanted = pytorch.AuxRequest(lse=True) if return_lse else None
+    found = pytorch.flex_attention(
+        query, key, value, score_mod, block_mask, scale, return_aux=wanted)
+    return (found[0], found[1].lse) if return_lse else (found, None)
+
+
+@lru_cache(maxsize=None)
+def _compiled() -> Callable:
+    # A graph break would fall back to the dense form unnoticed.
+    return torch.compile(_fused, dynamic=False, fullgraph=True)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, score_mod: Callable,
+           block_mask: pytorch.BlockMask, scale: float,
+           return_lse: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    """``[B, heads, rows or columns, head_dim]`` -> output and lse.
+
+    On a GPU the kernel is compiled once for each geometry. On a CPU, and for
+    float64 everywhere, memory is quadratic, except for inference without
+    lse, which is compiled there too.
+    """
+    args = (query, key, value, score_mod, block_mask, scale)
+    grad = torch.is_grad_enabled() and any(x.requires_grad for x in args[:3])
+    on_cpu = query.device.type == 'cpu'
+    if query.dtype == torch.float64 or on_cpu and (grad or return_lse):
+        return _dense(*args)
+    with torch._dynamo.config.patch(cache_size_limit=_MAX_KERNELS):
+        return _compiled()(*args, return_lse)
+
+
+def arrange(query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            hierarchy: Hierarchy,
+            key_summaries: Optional[List[Tensor]] = None,
+            value_summaries: Optional[List[Tensor]] = None,
+            mass: bool = True,
+            scale: Optional[float] = None,
+            key_mask: Optional[Tensor] = None) -> tuple:
+    """What :func:`attend` takes, from the arguments of :func:`flex`."""
+    plan = layout(hierarchy, query.device)
+    weight = _weight(query, hierarchy, key_mask)
+    absent = (weight == 0)[..., None, None]
+
+    def keys(tokens: Tensor, levels: Optional[List[Tensor]]) -> Tensor:
+        if levels is None:
+            levels = average_pyramid(tokens, hierarchy, key_mask)
+        x = tokens.flatten(1, hierarchy.ndim)
+        if hierarchy.num_levels:
+            levels = levels[:hierarchy.num_levels]
+            x = torch.cat([x, pack(levels, hierarchy.ndim).to(x.dtype)], 1)
+        # What is absent may hold anything, even NaN.
+        x = x.masked_fill(absent, 0)
+        # [B, columns, heads, head_dim] -> [B, heads, columns, head_dim]
+        return _Reorder.apply(x, plan.keys, plan.key_places).transpose(1, 2)
+
+    rows = _Reorder.apply(
+        query.flatten(1, hierarchy.ndim), plan.queries, plan.query_places)
+    # -inf hides a key.
+    bias = (weight if mass else weight.clamp(max=1)).log()[:, plan.keys]
+
+    if bias.shape[0] == 1:
+        row = bias[0]
+
+        def score_mod(score, batch, head, query, key):
+            return score + row[key]
+    else:
+
+        def score_mod(score, batch, head, query, key):
+            return score + bias[batch, key]
+
+    scale = float(query.shape[-1]**-0.5 if scale is None else scale)
+    return (rows.transpose(1, 2), keys(key, key_summaries),
+            keys(value, value_summaries), score_mod, plan.block_mask, scale)
+
+
+def _weight(query: Tensor, hierarchy: Hierarchy,
+            key_mask: Optional[Tensor]) -> Tensor:
+    """Real tokens behind every key, ``[B or 1, N + M_total]``."""
+    masses = packed_mass(hierarchy, key_mask, query.device)
+    if key_mask is None:
+        tokens = masses.new_ones((1, hierarchy.num_tokens))
+    else:
+        tokens = key_mask.flatten(1)
+    weight = torch.cat([tokens, masses.expand(len(tokens), -1)], dim=1)
+    return weight.to(accumulation_dtype(query.dtype))
+
+
+def flex(query: Tensor,
+         key: Tensor,
+         value: Tensor,
+         hierarchy: Hierarchy,
+         *,
+         return_lse: bool = True,
+         **options) -> Tuple[Tensor, Optional[Tensor]]:
+    """FMA by flex_attention, differentiable by autograd.
+
+    Args:
+        query, key, value: ``[B, *grid, heads, head_dim]``; on a GPU
+            ``head_dim`` is a power of two from 16 on.
+        hierarchy: the geometry.
+        return_lse: whether the log-sum-exp is wanted.
+        options: ``key_summaries``, ``value_summaries`` (per level), ``mass``,
+            ``scale`` and ``key_mask`` of :func:`fma_kernels.fma2d`.
+
+    Returns:
+        Output like ``query``, and lse ``[B, *grid, heads]`` in float32
+        (float64 for float64), or None without ``return_lse``. A query
+        without any real key gets 0 and -inf.
+    """
+    hierarchy = hierarchy.trimmed()
+    out, lse = attend(*arrange(query, key, value, hierarchy, **options),
+                      return_lse)
+    plan = layout(hierarchy, query.device)
+
+    def restore(x: Tensor) -> Tensor:
+        # Padding goes first, so that its gradient is zero.
+        x = x.transpose(1, 2)[:, :hierarchy.num_tokens]
+        x = _Reorder.apply(x, plan.query_places,
+                           plan.queries[:hierarchy.num_tokens])
+        return x.unflatten(1, hierarchy.shape)
+
+    if lse is not None:
+        # What has no key has no gradient, whatever arrives.
+        lse = restore(lse.masked_fill(lse == -torch.inf, -torch.inf))
+    return restore(out), lse

@@ -1,1 +1,313 @@
-"""Fused kernels for CPUs: plain C, compiled once and loaded by ctypes."""
+"""FMA fused in C for CPUs: nothing is gathered, packed or materialised.
+
+A tile of queries walks a list of pointers to its keys and values; the list is
+made from the geometry (``lists.c``), the arithmetic is in ``tile.h``.
+"""
+from dataclasses import replace
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ...geometry import Hierarchy
+from ...options import Inputs, Options
+from .call import (Call, Pooling, Rows, batch_stride, fill_geometry, log_mass,
+                   new_call, run, set_dropout, shares, unit_rows)
+
+__all__ = [
+    'forward', 'backward', 'pool', 'pool_backward', 'far_forward',
+    'far_backward', 'near_forward', 'near_backward'
+]
+
+OutLse = Tuple[Tensor, Tensor]
+
+
+def _float32(x: Tensor) -> Tensor:
+    return x.to(torch.float32).contiguous()
+
+
+def _empty(x: Tensor) -> Tensor:
+    """Contiguous float32 for a result of the shape of ``x``."""
+    return torch.empty(x.shape, dtype=torch.float32)
+
+
+def _zeros(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape, dtype=torch.float32)
+
+
+class _Held:
+    """A call, and the tensors that its pointers need alive."""
+
+    def __init__(self, query: Tensor, hierarchy: Hierarchy,
+                 options: Options, seed: Optional[Tensor]) -> None:
+        self.call = new_call(query, hierarchy, options.scale)
+        set_dropout(self.call, options.dropout_p, seed)
+        self.tensors = []
+
+    def rows(self, **tensors: Tensor) -> None:
+        """Sets inputs ``[..., heads, head_dim]`` by name."""
+        for name, x in tensors.items():
+            x = unit_rows(x)
+            self.tensors.append(x)
+            setattr(self.call, name, Rows.of(x))
+
+    def plain(self, **tensors: Optional[Tensor]) -> None:
+        """Sets contiguous tensors by name; None is a null pointer."""
+        for name, x in tensors.items():
+            if x is not None:
+                assert x.is_contiguous()
+                self.tensors.append(x)
+                setattr(self.call, name, x.data_ptr())
+
+    def masses(self, hierarchy: Hierarchy, key_mask: Optional[Tensor],
+               use_mass: bool) -> None:
+        x = log_mass(hierarchy, key_mask, use_mass).contiguous()
+        self.plain(log_mass=x)
+        self.call.log_mass_stride = batch_stride(x)
+
+    def mask(self, key_mask: Optional[Tensor]) -> None:
+        if key_mask is not None:
+            self.plain(mask=key_mask.contiguous())
+
+    def run(self, entry: str) -> None:
+        run(entry, self.call)
+
+
+# --------------------------------------------------------------- attention
+def _attention(inputs: Inputs, hierarchy: Hierarchy,
+               options: Options) -> _Held:
+    held = _Held(inputs.query, hierarchy, options, inputs.seed)
+    held.rows(
+        query=inputs.query,
+        key=inputs.key,
+        value=inputs.value,
+        key_summaries=inputs.key_summaries,
+        value_summaries=inputs.value_summaries)
+    held.masses(hierarchy, inputs.key_mask, options.mass)
+    held.mask(inputs.key_mask)
+    for name in ('near_bias', 'far_bias'):
+        table = getattr(inputs, name)
+        if table is not None:
+            held.plain(**{name: _float32(table)})
+            setattr(held.call, name.replace('bias', 'entries'),
+                    table[0].numel())
+    return held
+
+
+def forward(inputs: Inputs, hierarchy: Hierarchy, options: Options) -> OutLse:
+    """Output ``[B, *grid, heads, head_dim]`` and lse ``[B, *grid, heads]``."""
+    held = _attention(inputs, hierarchy, options)
+    out, lse = _empty(inputs.query), _empty(inputs.query[..., 0])
+    held.plain(out=out, lse=lse)
+    held.run('fma_forward')
+    return out.to(inputs.query.dtype), lse
+
+
+def backward(grad_out: Tensor, grad_lse: Tensor, inputs: Inputs, out: Tensor,
+             lse: Tensor, hierarchy: Hierarchy,
+             options: Options) -> Tuple[Optional[Tensor], ...]:
+    """Gradients of the first five inputs and of the biases, or None."""
+    held = _attention(inputs, hierarchy, options)
+    held.rows(grad_out=grad_out)
+    named = inputs._asdict()
+    grads = {
+        name: None if named[name] is None else _zeros(named[name])
+        for name in ('query', 'key', 'value', 'key_summaries',
+                     'value_summaries', 'near_bias', 'far_bias')
+    }
+    held.plain(
+        out=_float32(out),
+        lse=lse.contiguous(),
+        grad_lse=_float32(grad_lse),
+        **{f'grad_{name}': x
+           for name, x in grads.items()})
+    held.run('fma_backward')
+    return tuple(
+        None if x is None else x.to(named[name].dtype)
+        for name, x in grads.items())
+
+
+# ----------------------------------------------------------------- pooling
+def _pooling(x: Tensor, key_mask: Optional[Tensor],
+             hierarchy: Hierarchy) -> Tuple[Pooling, list]:
+    """``x [B, *grid, heads, head_dim]``, whose data may be read or not."""
+    call = Pooling()
+    fill_geometry(call, x, hierarchy)
+    share = shares(hierarchy, key_mask).contiguous()
+    call.scale, call.scale_stride = share.data_ptr(), batch_stride(share)
+    held = [share]
+    if key_mask is not None:
+        held.append(key_mask.contiguous())
+        call.mask = held[-1].data_ptr()
+    return call, held
+
+
+def pool(x: Tensor, key_mask: Optional[Tensor],
+         hierarchy: Hierarchy) -> Tensor:
+    """Averages over real tokens, packed ``[B, M_total, heads, head_dim]``."""
+    x = unit_rows(x)
+    call, held = _pooling(x, key_mask, hierarchy)
+    packed = torch.empty((x.shape[0], hierarchy.num_summaries, *x.shape[-2:]),
+                         dtype=torch.float32)
+    call.tokens, call.packed = Rows.of(x), packed.data_ptr()
+    run('fma_pool', call)
+    return packed.to(x.dtype)
+
+
+def pool_backward(grad: Tensor,
+                  key_mask: Optional[Tensor],
+                  hierarchy: Hierarchy,
+                  total: Optional[Tensor] = None) -> Tensor:
+    """Gradient ``[B, *grid, heads, head_dim]`` of the tokens.
+
+    Args:
+        total: added to in place, and returned, where given.
+    """
+    shape = grad.shape[0], *hierarchy.shape, *grad.shape[-2:]
+    direct = total is not None and (total.dtype == torch.float32
+                                    and total.is_contiguous())
+    result = total if direct else torch.empty(shape, dtype=torch.float32)
+    call, held = _pooling(result, key_mask, hierarchy)
+    # C carries sums down in place.
+    packed = grad.to(torch.float32, copy=True).contiguous()
+    call.add = direct
+    call.packed, call.grad = packed.data_ptr(), result.data_ptr()
+    run('fma_pool_backward', call)
+    if total is None:
+        return result.to(grad.dtype)
+    return total if direct else total.add_(result)
+
+
+# ---------------------------------------------------------- pooled queries
+def _level(held: _Held, hierarchy: Hierarchy, level: int) -> Call:
+    call = held.call
+    call.level = level
+    call.top = level == hierarchy.num_levels
+    call.has_parents = not call.top
+    call.parent_total = hierarchy.num_summaries
+    return call
+
+
+def _far(query: Tensor, key: Tensor, value: Tensor, key_mask: Optional[Tensor],
+         seed: Optional[Tensor], hierarchy: Hierarchy, options: Options,
+         **results: Tensor) -> _Held:
+    held = _Held(query, hierarchy, options, seed)
+    held.rows(query_summaries=query, key_summaries=key, value_summaries=value)
+    held.masses(hierarchy, key_mask, options.mass)
+    # The level above writes where the level below reads.
+    held.plain(
+        parent_out=results['out'], parent_lse=results['lse'], **results)
+    return held
+
+
+def far_forward(query: Tensor, key: Tensor, value: Tensor,
+                key_mask: Optional[Tensor], seed: Optional[Tensor],
+                hierarchy: Hierarchy, options: Options) -> OutLse:
+    """What each sub-cell sees at its level and above.
+
+    Args:
+        query, key, value: packed, ``[B, M, heads, head_dim]``.
+
+    Returns:
+        float32 output ``[B, M, heads, head_dim]`` and lse ``[B, M, heads]``.
+    """
+    out, lse = _empty(query), _empty(query[..., 0])
+    held = _far(
+        query,
+        key,
+        value,
+        key_mask,
+        seed,
+        hierarchy,
+        options,
+        out=out,
+        lse=lse)
+    for level in range(hierarchy.num_levels, 0, -1):
+        _level(held, hierarchy, level)
+        held.run('fma_forward')
+    return out, lse
+
+
+def far_backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor,
+                 key: Tensor, value: Tensor, key_mask: Optional[Tensor],
+                 seed: Optional[Tensor], out: Tensor, lse: Tensor,
+                 hierarchy: Hierarchy,
+                 options: Options) -> Tuple[Tensor, ...]:
+    """Gradients of query, key and value."""
+    # A level adds to what arrives at the one above.
+    grad_out = grad_out.to(torch.float32, copy=True).contiguous()
+    grad_lse = grad_lse.to(torch.float32, copy=True).contiguous()
+    held = _far(
+        query,
+        key,
+        value,
+        key_mask,
+        seed,
+        hierarchy,
+        options,
+        out=_float32(out),
+        lse=lse.contiguous())
+    grads = [_zeros(x) for x in (query, key, value)]
+    held.rows(grad_out=grad_out)
+    held.plain(
+        grad_lse=grad_lse,
+        grad_query=grads[0],
+        grad_key_summaries=grads[1],
+        grad_value_summaries=grads[2],
+        grad_parent_out=grad_out,
+        grad_parent_lse=grad_lse)
+    for level in range(1, hierarchy.num_levels + 1):
+        _level(held, hierarchy, level)
+        held.run('fma_backward')
+    return tuple(
+        grad.to(x.dtype) for grad, x in zip(grads, (query, key, value)))
+
+
+def _near(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
+          far_lse: Tensor, key_mask: Optional[Tensor], seed: Optional[Tensor],
+          hierarchy: Hierarchy, options: Options) -> _Held:
+    held = _Held(query, hierarchy, options, seed)
+    call = held.call
+    # Level 1 is no list of keys, but a parent.
+    call.levels, call.has_parents = 0, 1
+    call.parent_total = hierarchy.level_sizes[0]
+    held.rows(query=query, key=key, value=value)
+    held.mask(key_mask)
+    held.plain(parent_out=_float32(far_out), parent_lse=_float32(far_lse))
+    return held
+
+
+def near_forward(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
+                 far_lse: Tensor, key_mask: Optional[Tensor],
+                 seed: Optional[Tensor], hierarchy: Hierarchy,
+                 options: Options) -> OutLse:
+    """One softmax over near tokens and what level 1 knows of the rest."""
+    held = _near(query, key, value, far_out, far_lse, key_mask, seed,
+                 hierarchy, options)
+    out, lse = _empty(query), _empty(query[..., 0])
+    held.plain(out=out, lse=lse)
+    held.run('fma_forward')
+    return out.to(query.dtype), lse
+
+
+def near_backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor,
+                  key: Tensor, value: Tensor, far_out: Tensor,
+                  far_lse: Tensor, key_mask: Optional[Tensor],
+                  seed: Optional[Tensor], out: Tensor, lse: Tensor,
+                  hierarchy: Hierarchy,
+                  options: Options) -> Tuple[Tensor, ...]:
+    """Gradients of query, key, value, far output and far lse."""
+    held = _near(query, key, value, far_out, far_lse, key_mask, seed,
+                 hierarchy, options)
+    held.rows(grad_out=grad_out)
+    inputs = query, key, value, far_out, far_lse
+    grads = [_zeros(x) for x in inputs]
+    names = 'query', 'key', 'value', 'parent_out', 'parent_lse'
+    held.plain(
+        out=_float32(out),
+        lse=lse.contiguous(),
+        grad_lse=_float32(grad_lse),
+        **{f'grad_{name}': x
+           for name, x in zip(names, grads)})
+    held.run('fma_backward')
+    return tuple(grad.to(x.dtype) for grad, x in zip(grads, inputs))

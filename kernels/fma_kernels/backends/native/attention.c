@@ -55,9 +55,9 @@ struct thread {
   const struct fma_call *call;
   const struct fma_kernels *kernels;
   void *memory;
-  struct fma_tile tile;
+  struct fma_tile tile, next;
   struct fma_list list;
-  int64_t most;             /* queries of a job */
+  int64_t most; /* queries of a job */
   int64_t pitch;
   const void **key, **value;
   float *bias;
@@ -75,51 +75,54 @@ static size_t lay_out(struct thread *t, char *at, int back) {
   int64_t keys = fma_list_size(call), queries = fma_tile_size(call);
   int64_t dim = call->dim, width = t->most;
   size_t used = 0;
-#define TAKE(field, type, count)                                \
-  do {                                                          \
+#define TAKE(field, type, count)                                   \
+  do {                                                             \
     size_t size = ((size_t)(count) * sizeof(type) + 63) / 64 * 64; \
-    t->field = at ? (type *)(at + used) : NULL;                 \
-    used += size;                                               \
+    field = at ? (type *)(at + used) : NULL;                       \
+    used += size;                                                  \
   } while (0)
-  TAKE(tile.index, int64_t, queries);
-  TAKE(tile.offset, int64_t, queries);
-  TAKE(tile.parent, int64_t, queries);
-  TAKE(tile.number, int64_t, queries);
-  TAKE(tile.row, int32_t, queries);
-  TAKE(tile.column, int32_t, queries);
-  TAKE(list.key, int64_t, keys);
-  TAKE(list.value, int64_t, keys);
-  TAKE(list.index, int64_t, keys);
-  TAKE(list.bias, float, keys);
-  TAKE(list.entry, int32_t, keys);
-  TAKE(list.row, int32_t, keys);
-  TAKE(list.column, int32_t, keys);
-  TAKE(key, const void *, keys);
-  TAKE(value, const void *, keys);
-  TAKE(bias, float, keys);
-  TAKE(number, uint32_t, call->dropout ? keys : 0);
-  TAKE(state, uint32_t, width);
-  TAKE(query, float, dim *width);
-  TAKE(out, float, dim *width);
-  TAKE(scores, float, (back ? 2 : 1) * FMA_BLOCK);
-  TAKE(converted, float, call->dtype ? 2 * FMA_KEYS * dim : 0);
-  TAKE(maximum, float, width);
-  TAKE(sum, float, width);
-  TAKE(row, float, 2 * dim);
-  TAKE(lane_row, int32_t, width);
-  TAKE(lane_column, int32_t, width);
-  TAKE(lane_entry, int32_t, width);
-  TAKE(position, int64_t, width);
-  TAKE(junk, float, dim);
+  struct fma_tile *tiles[2] = {&t->tile, &t->next};
+  for (int i = 0; i < 2; i++) {
+    TAKE(tiles[i]->index, int64_t, queries);
+    TAKE(tiles[i]->offset, int64_t, queries);
+    TAKE(tiles[i]->parent, int64_t, queries);
+    TAKE(tiles[i]->number, int64_t, queries);
+    TAKE(tiles[i]->row, int32_t, queries);
+    TAKE(tiles[i]->column, int32_t, queries);
+  }
+  TAKE(t->list.key, int64_t, keys);
+  TAKE(t->list.value, int64_t, keys);
+  TAKE(t->list.index, int64_t, keys);
+  TAKE(t->list.bias, float, keys);
+  TAKE(t->list.entry, int32_t, keys);
+  TAKE(t->list.row, int32_t, keys);
+  TAKE(t->list.column, int32_t, keys);
+  TAKE(t->key, const void *, keys);
+  TAKE(t->value, const void *, keys);
+  TAKE(t->bias, float, keys);
+  TAKE(t->number, uint32_t, call->dropout ? keys : 0);
+  TAKE(t->state, uint32_t, width);
+  TAKE(t->query, float, dim *width);
+  TAKE(t->out, float, dim *width);
+  TAKE(t->scores, float, (back ? 2 : 1) * FMA_BLOCK);
+  TAKE(t->converted, float, call->dtype ? 2 * FMA_KEYS *dim : 0);
+  TAKE(t->maximum, float, width);
+  TAKE(t->sum, float, width);
+  TAKE(t->row, float, 2 * dim);
+  TAKE(t->lane_row, int32_t, width);
+  TAKE(t->lane_column, int32_t, width);
+  TAKE(t->lane_entry, int32_t, width);
+  TAKE(t->position, int64_t, width);
+  TAKE(t->junk, float, dim);
   if (back) {
-    TAKE(grad_key, float *, keys);
-    TAKE(grad_value, float *, keys);
-    TAKE(grad, float, dim *width);
-    TAKE(query_rows, float, width *t->pitch);
-    TAKE(grad_rows, float, width *t->pitch);
-    TAKE(lse, float, width);
-    TAKE(delta, float, width);
-    TAKE(grad_query, float, dim *width);
+    TAKE(t->grad_key, float *, keys);
+    TAKE(t->grad_value, float *, keys);
+    TAKE(t->grad, float, dim *width);
+    TAKE(t->query_rows, float, width * t->pitch);
+    TAKE(t->grad_rows, float, width * t->pitch);
+    TAKE(t->lse, float, width);
+    TAKE(t->delta, float, width);
+    TAKE(t->grad_query, float, dim *width);
   }
 #undef TAKE
   return used;
@@ -150,6 +153,29 @@ static const char *rows_at(const struct fma_call *call,
   return (const char *)rows->data +
          (image * rows->stride[0] + head * rows->stride[3]) *
              (int64_t)item_size(call);
+}
+
+/* The next tile, whose queries are asked for while this one is at work: each
+ * is read once, and mostly lies in memory. */
+static void take_tile(struct thread *t, int64_t image, int64_t head,
+                      int64_t heads, int64_t number, int64_t last) {
+  const struct fma_call *call = t->call;
+  const struct fma_rows *rows =
+      call->level ? &call->query_summaries : &call->query;
+  int64_t size = (int64_t)item_size(call), columns = fma_tile_columns(call);
+  struct fma_tile ready = t->next;
+  t->next = t->tile;
+  t->tile = ready;
+  if (number + 1 > last)
+    return;
+  fma_make_tile(call, (number + 1) / columns, (number + 1) % columns,
+                &t->next);
+  for (; heads > 0; heads--, head++) {
+    const char *base = rows_at(call, rows, image, head);
+    for (int64_t i = 0; i < min(t->next.count, 64); i++)
+      for (int64_t at = 0; at < call->dim * size; at += 64)
+        __builtin_prefetch(base + t->next.offset[i] * size + at, 0, 2);
+  }
 }
 
 /* Pointers to the list's rows; dead keys up to a multiple of FMA_GROUP. */
@@ -312,7 +338,8 @@ static void begin_softmax(struct thread *t, const struct fma_job *job,
   /* All that is farther is one key more, the first one. */
   for (int64_t i = 0; i < job->queries; i++) {
     int64_t at = (image * call->parent_total + t->tile.parent[first + i]) *
-                     call->heads + head;
+                     call->heads +
+                 head;
     if (call->parent_lse[at] == -INFINITY)
       continue;
     t->maximum[i] = call->parent_lse[at] * FMA_LOG2E;
@@ -332,8 +359,7 @@ static void end_softmax(struct thread *t, const struct fma_job *job,
     float sum = t->sum[i], share = sum == 0 ? 0 : 1 / sum;
     for (int64_t c = 0; c < dim; c++)
       call->out[at * dim + c] = t->out[c * width + i] * share;
-    call->lse[at] =
-        sum == 0 ? -INFINITY : t->maximum[i] * FMA_LN2 + logf(sum);
+    call->lse[at] = sum == 0 ? -INFINITY : t->maximum[i] * FMA_LN2 + logf(sum);
   }
 }
 
@@ -359,8 +385,10 @@ static void forward_body(void *context) {
   struct fma_job job;
   while ((task = fma_take(&pass->work)) >= 0) {
     int64_t image = task / chunks, from = task % chunks * pass->chunk;
-    for (int64_t i = from; i < min(from + pass->chunk, tiles); i++) {
-      fma_make_tile(call, i / columns, i % columns, &t.tile);
+    int64_t last = min(from + pass->chunk, tiles) - 1;
+    fma_make_tile(call, from / columns, from % columns, &t.next);
+    for (int64_t i = from; i <= last; i++) {
+      take_tile(&t, image, 0, call->heads, i, last);
       fma_make_list(call, image, i / columns, i % columns, &t.list);
       if (call->dropout)
         hash_keys(&t);
@@ -383,8 +411,7 @@ int fma_forward(const struct fma_call *call) {
   struct pass pass = {.call = call};
   /* Neighbours share keys: some tiles in a row, but work for every thread. */
   pass.chunk = max(min(tiles * call->batch / (16 * call->threads), 16), 1);
-  pass.work.count =
-      (tiles + pass.chunk - 1) / pass.chunk * call->batch;
+  pass.work.count = (tiles + pass.chunk - 1) / pass.chunk * call->batch;
   fma_parallel(min(call->threads, pass.work.count), forward_body, &pass);
   return pass.failed ? FMA_NO_MEMORY : FMA_OK;
 }
@@ -407,11 +434,11 @@ static void load_grads(struct thread *t, struct fma_job *job, int64_t image,
     int64_t at = (image * rows + index) * call->heads + head;
     int64_t y = call->level ? index : t->tile.row[first + i];
     int64_t x = call->level ? 0 : t->tile.column[first + i];
-    int64_t offset = image * stride[0] + y * stride[1] + x * stride[2] +
-                     head * stride[3];
+    int64_t offset =
+        image * stride[0] + y * stride[1] + x * stride[2] + head * stride[3];
     float *row = t->grad_rows + i * t->pitch;
-    fma_to_float(dtype, (const char *)call->grad_out.data + offset * size,
-                 dim, row);
+    fma_to_float(dtype, (const char *)call->grad_out.data + offset * size, dim,
+                 row);
     float sum = -call->grad_lse[at];
     for (int64_t c = 0; c < dim; c++) {
       t->grad[c * width + i] = row[c];
@@ -447,7 +474,8 @@ static void store_grads(struct thread *t, const struct fma_job *job,
     if (!call->has_parents)
       continue;
     int64_t up = (image * call->parent_total + t->tile.parent[first + i]) *
-                     call->heads + head;
+                     call->heads +
+                 head;
     float share = exp2f(call->parent_lse[up] * FMA_LOG2E - t->lse[i]);
     if (share == 0)
       continue;
@@ -471,8 +499,7 @@ static void point_at_sums(struct thread *t, const struct bands *bands,
   int64_t j = 0;
   if (bands->sums) {
     int64_t all = call->batch * heads * bands->size * dim;
-    float *sums =
-        bands->sums + (image * heads + head) * bands->size * dim;
+    float *sums = bands->sums + (image * heads + head) * bands->size * dim;
     const int64_t *first = bands->first + band * FMA_MAX_LEVELS;
     const int64_t *start = bands->start + band * FMA_MAX_LEVELS;
     int64_t level = 0;
@@ -486,8 +513,7 @@ static void point_at_sums(struct thread *t, const struct bands *bands,
     }
   }
   for (; j < list->far; j++) {
-    int64_t at =
-        ((image * call->total + list->index[j]) * heads + head) * dim;
+    int64_t at = ((image * call->total + list->index[j]) * heads + head) * dim;
     t->grad_key[j] = call->grad_key_summaries + at;
     t->grad_value[j] = call->grad_value_summaries + at;
   }
@@ -500,6 +526,13 @@ static void point_at_sums(struct thread *t, const struct bands *bands,
     t->grad_key[j] = t->grad_value[j] = t->junk;
 }
 
+/* The tile row after a band's last one. */
+static int64_t band_end(const struct fma_call *call, const struct bands *bands,
+                        int64_t band) {
+  return band == bands->count - 1 ? fma_tile_rows(call)
+                                  : (band + 1) * bands->length;
+}
+
 static void backward_body(void *context) {
   struct pass *pass = context;
   const struct fma_call *call = pass->call;
@@ -509,7 +542,7 @@ static void backward_body(void *context) {
     __atomic_store_n(&pass->failed, 1, __ATOMIC_RELAXED);
     return;
   }
-  int64_t rows = fma_tile_rows(call), columns = fma_tile_columns(call);
+  int64_t columns = fma_tile_columns(call);
   int64_t turns = (bands->count + 1 - pass->parity) / 2, task;
   struct fma_job job;
   while ((task = fma_take(&pass->work)) >= 0) {
@@ -517,29 +550,28 @@ static void backward_body(void *context) {
     int64_t image = task / turns / call->heads;
     int64_t band = task % turns * 2 + pass->parity;
     int64_t owner = (image * call->heads + head) * bands->count + band;
-    int64_t last = min((band + 1) * bands->length, rows);
-    if (band == bands->count - 1)
-      last = rows;
-    for (int64_t row = band * bands->length; row < last; row++)
-      for (int64_t column = 0; column < columns; column++) {
-        fma_make_tile(call, row, column, &t.tile);
-        fma_make_list(call, image, row, column, &t.list);
-        if (call->dropout)
-          hash_keys(&t);
-        point_at_keys(&t, image, head);
-        point_at_sums(&t, bands, image, head, band);
-        for (int64_t first = 0; first < t.tile.count; first += t.most) {
-          load_queries(&t, &job, image, head, first);
-          load_grads(&t, &job, image, head, first);
-          if (bands->near)
-            job.grad_near_bias = bands->near + owner * call->near_entries;
-          if (bands->far)
-            job.grad_far_bias = bands->far + owner * call->far_entries;
-          t.kernels->backward(&job);
-          memset(t.junk, 0, call->dim * sizeof *t.junk);
-          store_grads(&t, &job, image, head, first);
-        }
+    int64_t from = band * bands->length * columns;
+    int64_t last = band_end(call, bands, band) * columns - 1;
+    fma_make_tile(call, from / columns, from % columns, &t.next);
+    for (int64_t i = from; i <= last; i++) {
+      take_tile(&t, image, head, 1, i, last);
+      fma_make_list(call, image, i / columns, i % columns, &t.list);
+      if (call->dropout)
+        hash_keys(&t);
+      point_at_keys(&t, image, head);
+      point_at_sums(&t, bands, image, head, band);
+      for (int64_t first = 0; first < t.tile.count; first += t.most) {
+        load_queries(&t, &job, image, head, first);
+        load_grads(&t, &job, image, head, first);
+        if (bands->near)
+          job.grad_near_bias = bands->near + owner * call->near_entries;
+        if (bands->far)
+          job.grad_far_bias = bands->far + owner * call->far_entries;
+        t.kernels->backward(&job);
+        memset(t.junk, 0, call->dim * sizeof *t.junk);
+        store_grads(&t, &job, image, head, first);
       }
+    }
   }
   free(t.memory);
 }
@@ -558,15 +590,14 @@ static void reduce_body(void *context) {
     for (int64_t band = 0; band < bands->count; band++)
       for (int64_t level = 0; level < call->levels; level++) {
         int64_t place = band * FMA_MAX_LEVELS + level, from, to;
-        int64_t last = band == bands->count - 1 ? fma_tile_rows(call)
-                                                : (band + 1) * bands->length;
-        fma_level_reach(call, level + 1, band * bands->length, last - 1,
-                        &from, &to);
-        int64_t size =
-            (to - from) * call->level_grid[level][1] * parts;
+        fma_level_reach(call, level + 1, band * bands->length,
+                        band_end(call, bands, band) - 1, &from, &to);
+        int64_t size = (to - from) * call->level_grid[level][1] * parts;
         for (int64_t i = 0; i < size; i++) {
-          int64_t at = ((image * call->total + bands->first[place] + i) *
-                            heads + head) * dim;
+          int64_t at =
+              ((image * call->total + bands->first[place] + i) * heads +
+               head) *
+              dim;
           const float *key = sums + (bands->start[place] + i) * dim;
           for (int64_t c = 0; c < dim; c++) {
             call->grad_key_summaries[at + c] += key[c];
@@ -589,8 +620,8 @@ static void add_tables(const struct fma_call *call, const float *tables,
 static int64_t band_count(const struct fma_call *call) {
   int64_t owners = call->batch * call->heads, count = 8;
   /* A list that holds everything leaves nobody apart. */
-  if (call->everything || (call->level && call->top &&
-                           fma_tile_rows(call) > 1))
+  if (call->everything ||
+      (call->level && call->top && fma_tile_rows(call) > 1))
     return 1;
   if (owners >= 16)
     return 1;
@@ -613,11 +644,9 @@ static int open_bands(const struct fma_call *call, struct bands *bands) {
     for (int64_t band = 0; band < bands->count; band++)
       for (int64_t level = 0; level < call->levels; level++) {
         int64_t place = band * FMA_MAX_LEVELS + level, from, to;
-        int64_t last = band == bands->count - 1 ? fma_tile_rows(call)
-                                                : (band + 1) * bands->length;
         int64_t columns = call->level_grid[level][1] * parts;
-        fma_level_reach(call, level + 1, band * bands->length, last - 1,
-                        &from, &to);
+        fma_level_reach(call, level + 1, band * bands->length,
+                        band_end(call, bands, band) - 1, &from, &to);
         bands->first[place] = call->level_start[level] + from * columns;
         bands->start[place] = bands->size;
         bands->size += (to - from) * columns;

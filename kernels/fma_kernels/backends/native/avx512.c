@@ -21,8 +21,7 @@ static inline __attribute__((always_inline)) __m512 greater(__m512 a,
 /* `value` where x is at least `bound`, or NaN; else 0. */
 static inline __attribute__((always_inline)) __m512
 not_below(__m512 x, float bound, __m512 value) {
-  __mmask16 kept =
-      _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_NLT_UQ);
+  __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_NLT_UQ);
   return _mm512_maskz_mov_ps(kept, value);
 }
 

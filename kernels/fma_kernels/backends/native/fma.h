@@ -41,30 +41,30 @@ struct fma_call {
   int64_t dtype; /* of query, key, value, summaries and grad_out */
   int64_t threads, isa;
   int64_t ndim;
-  int64_t grid[2];                         /* tokens */
-  int64_t cell[2];                         /* tokens of a leaf cell, a side */
-  int64_t tile[2];                         /* of a tile of tokens: the cell,
-                                              unless everything is near */
-  int64_t rank[2];                         /* sub-cells of a cell, a side */
-  int64_t levels;                          /* of the far field */
-  int64_t everything;                      /* every token is near */
+  int64_t grid[2];    /* tokens */
+  int64_t cell[2];    /* tokens of a leaf cell, a side */
+  int64_t tile[2];    /* of a tile of tokens: the cell,
+                         unless everything is near */
+  int64_t rank[2];    /* sub-cells of a cell, a side */
+  int64_t levels;     /* of the far field */
+  int64_t everything; /* every token is near */
   int64_t causal;
-  int64_t total;                           /* M, summaries of all levels */
-  int64_t level_grid[FMA_MAX_LEVELS][2];   /* cells */
-  int64_t level_start[FMA_MAX_LEVELS];     /* in the packed axis */
+  int64_t total;                         /* M, summaries of all levels */
+  int64_t level_grid[FMA_MAX_LEVELS][2]; /* cells */
+  int64_t level_start[FMA_MAX_LEVELS];   /* in the packed axis */
   /* Pooled queries: the level that asks, from 1; 0 where tokens ask. Its
    * parents are the level above, or for tokens level 1. */
   int64_t level, has_parents, top;
   float scale;
 
-  struct fma_rows query, key, value;       /* tokens */
+  struct fma_rows query, key, value; /* tokens */
   struct fma_rows query_summaries, key_summaries, value_summaries;
-  const uint8_t *mask;                     /* [B, tokens], or null */
-  const float *log_mass;                   /* [B or 1, M], base 2; -inf: none */
-  int64_t log_mass_stride;                 /* of the batch, 0 where shared */
-  const float *near_bias;                  /* [heads, (4m - 1) ** d] or null */
-  const float *far_bias;                   /* [heads, levels, parts, 7 ** d] */
-  int64_t near_entries, far_entries;       /* of one head */
+  const uint8_t *mask;               /* [B, tokens], or null */
+  const float *log_mass;             /* [B or 1, M], base 2; -inf: none */
+  int64_t log_mass_stride;           /* of the batch, 0 where shared */
+  const float *near_bias;            /* [heads, (4m - 1) ** d] or null */
+  const float *far_bias;             /* [heads, levels, parts, 7 ** d] */
+  int64_t near_entries, far_entries; /* of one head */
 
   int64_t dropout;
   uint64_t seed;
@@ -74,17 +74,17 @@ struct fma_call {
   /* Results of the forward pass, contiguous: out [B, rows, heads, dim] and
    * lse [B, rows, heads]; rows are tokens, or the M summaries. */
   float *out, *lse;
-  const float *parent_out, *parent_lse;    /* [B, M, heads, dim], [.., heads] */
-  int64_t parent_total;                    /* their M */
+  const float *parent_out, *parent_lse; /* [B, M, heads, dim], [.., heads] */
+  int64_t parent_total;                 /* their M */
 
   /* Backward, contiguous but grad_out: gradients of what arrives, and the
    * results, which the caller has filled with zeros. */
-  struct fma_rows grad_out;                /* tokens; float32 of summaries */
-  const float *grad_lse;                   /* as lse */
-  float *grad_query;                       /* as out */
-  float *grad_key, *grad_value;            /* [B, tokens, heads, dim] */
+  struct fma_rows grad_out;     /* tokens; float32 of summaries */
+  const float *grad_lse;        /* as lse */
+  float *grad_query;            /* as out */
+  float *grad_key, *grad_value; /* [B, tokens, heads, dim] */
   float *grad_key_summaries, *grad_value_summaries; /* [B, M, heads, dim] */
-  float *grad_near_bias, *grad_far_bias;   /* as the biases */
+  float *grad_near_bias, *grad_far_bias;            /* as the biases */
   float *grad_parent_out, *grad_parent_lse;
 };
 
@@ -92,10 +92,10 @@ struct fma_call {
 /* The queries of a tile, which share one list. */
 struct fma_tile {
   int64_t count;
-  int64_t *index;    /* token, or packed summary */
-  int64_t *offset;   /* of the query's row, in elements */
-  int64_t *parent;   /* packed summary of the level above */
-  int64_t *number;   /* token that decides about dropout */
+  int64_t *index;        /* token, or packed summary */
+  int64_t *offset;       /* of the query's row, in elements */
+  int64_t *parent;       /* packed summary of the level above */
+  int64_t *number;       /* token that decides about dropout */
   int32_t *row, *column; /* of its cell (levels), or in the grid (tokens) */
 };
 
@@ -119,46 +119,46 @@ void fma_make_list(const struct fma_call *call, int64_t image, int64_t row,
                    int64_t column, struct fma_list *list);
 /* Cells of a level, along the first axis, that tile rows [first, last] may
  * list: [from, to). */
-void fma_level_reach(const struct fma_call *call, int64_t level,
-                     int64_t first, int64_t last, int64_t *from, int64_t *to);
+void fma_level_reach(const struct fma_call *call, int64_t level, int64_t first,
+                     int64_t last, int64_t *from, int64_t *to);
 
 /* -------------------------------------------------------------- tile.h */
 /* Some queries of a tile and one head against the tile's list. `width` is
  * the number of queries, filled up to 1, 2 or 4 vectors. */
 struct fma_job {
   int queries, width, dim, dtype;
-  int64_t count;            /* a multiple of FMA_GROUP */
-  int64_t far;              /* of these are summaries, the first ones */
+  int64_t count;             /* a multiple of FMA_GROUP */
+  int64_t far;               /* of these are summaries, the first ones */
   const void **key, **value; /* [count], rows of dim in the dtype */
-  const float *bias;        /* [count], base 2 */
-  const int64_t *index;     /* [count] */
+  const float *bias;         /* [count], base 2 */
+  const int64_t *index;      /* [count] */
   const int32_t *entry, *row, *column;
-  const float *query;       /* [dim][width], times scale and log2(e) */
-  float *scores;            /* scratch [2][FMA_BLOCK] */
-  float *converted;         /* scratch [2][FMA_KEYS][dim], for halves */
+  const float *query; /* [dim][width], times scale and log2(e) */
+  float *scores;      /* scratch [2][FMA_BLOCK] */
+  float *converted;   /* scratch [2][FMA_KEYS][dim], for halves */
   /* What lanes see of a key. */
-  int64_t hidden_from;      /* causal: keys from here on may be later */
-  const int64_t *position;  /* [width]: of the query, for causality */
+  int64_t hidden_from;     /* causal: keys from here on may be later */
+  const int64_t *position; /* [width]: of the query, for causality */
   const int32_t *lane_row, *lane_column; /* [width]: cells; null: all seen */
-  int top;                  /* no parents to compare */
-  const float *near_bias;   /* table of the head, or null */
-  const int32_t *lane_entry; /* [width] */
-  const uint32_t *state;    /* [width]: hash of the row; null: no dropout */
-  const uint32_t *number;   /* [count]: hash of the key */
+  int top;                               /* no parents to compare */
+  const float *near_bias;                /* table of the head, or null */
+  const int32_t *lane_entry;             /* [width] */
+  const uint32_t *state;  /* [width]: hash of the row; null: no dropout */
+  const uint32_t *number; /* [count]: hash of the key */
   uint32_t threshold;
   float keep_scale;
   /* Forward: maximum (base 2) and sum of the softmax so far, and the sum of
    * values [dim][width]; they are carried on. */
   float *maximum, *sum, *out;
   /* Backward */
-  const float *grad;        /* [dim][width] */
+  const float *grad;                   /* [dim][width] */
   const float *query_rows, *grad_rows; /* [queries][pitch], times scale */
-  int64_t pitch;            /* dim, rounded up to whole vectors */
-  const float *lse;         /* [width], base 2; +inf: no key */
-  const float *delta;       /* [width] */
-  float *grad_query;        /* [dim][width], added to */
-  float **grad_key, **grad_value; /* [count], rows of dim, added to */
-  float *grad_near_bias;    /* table of the head, added to */
+  int64_t pitch;                       /* dim, rounded up to whole vectors */
+  const float *lse;                    /* [width], base 2; +inf: no key */
+  const float *delta;                  /* [width] */
+  float *grad_query;                   /* [dim][width], added to */
+  float **grad_key, **grad_value;      /* [count], rows of dim, added to */
+  float *grad_near_bias;               /* table of the head, added to */
   float *grad_far_bias;
 };
 
@@ -201,12 +201,12 @@ struct fma_pooling {
   int64_t grid[2], cell[2], rank[2];
   int64_t level_grid[FMA_MAX_LEVELS][2];
   int64_t level_start[FMA_MAX_LEVELS];
-  struct fma_rows tokens;    /* forward: read */
-  const uint8_t *mask;       /* [B, tokens], or null */
+  struct fma_rows tokens; /* forward: read */
+  const uint8_t *mask;    /* [B, tokens], or null */
   const float *scale;
   int64_t scale_stride;
-  float *packed;             /* [B, M, heads, dim]; backward: overwritten */
-  float *grad;               /* backward: [B, tokens, heads, dim] */
+  float *packed; /* [B, M, heads, dim]; backward: overwritten */
+  float *grad;   /* backward: [B, tokens, heads, dim] */
 };
 FMA_EXPORT int fma_pool(const struct fma_pooling *call);
 FMA_EXPORT int fma_pool_backward(const struct fma_pooling *call);

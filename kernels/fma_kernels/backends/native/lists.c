@@ -27,7 +27,9 @@ static int64_t tiles(const struct fma_call *call, int axis) {
 
 int64_t fma_tile_rows(const struct fma_call *call) { return tiles(call, 0); }
 
-int64_t fma_tile_columns(const struct fma_call *call) { return tiles(call, 1); }
+int64_t fma_tile_columns(const struct fma_call *call) {
+  return tiles(call, 1);
+}
 
 int64_t fma_tile_size(const struct fma_call *call) {
   if (!call->level)
@@ -89,7 +91,8 @@ static void token_tile(const struct fma_call *call, int64_t row,
                        int64_t column, struct fma_tile *tile) {
   const int64_t *grid = call->grid, *cell = call->tile, *rank = call->rank;
   /* Tokens of a sub-cell, a side; no tile is pooled where all is near. */
-  const int64_t side[2] = {max(cell[0] / rank[0], 1), max(cell[1] / rank[1], 1)};
+  const int64_t side[2] = {max(cell[0] / rank[0], 1),
+                           max(cell[1] / rank[1], 1)};
   int64_t columns = ceil_div(grid[1], cell[1]), count = 0;
   int64_t first = (row * columns + column) * rank[0] * rank[1];
   int64_t bottom = min((row + 1) * cell[0], grid[0]);
@@ -99,8 +102,7 @@ static void token_tile(const struct fma_call *call, int64_t row,
       tile->index[count] = tile->number[count] = y * grid[1] + x;
       tile->offset[count] =
           y * call->query.stride[1] + x * call->query.stride[2];
-      tile->parent[count] = first +
-                            (y - row * cell[0]) / side[0] * rank[1] +
+      tile->parent[count] = first + (y - row * cell[0]) / side[0] * rank[1] +
                             (x - column * cell[1]) / side[1];
       tile->row[count] = (int32_t)y;
       tile->column[count] = (int32_t)x;
@@ -116,9 +118,9 @@ static void level_tile(const struct fma_call *call, int64_t row,
   const int64_t *above = call->level_grid[level < FMA_MAX_LEVELS ? level : 0];
   int64_t parts = rank[0] * rank[1];
   /* Tokens of a sub-cell, a side */
-  int64_t step[2] = {(call->cell[0] / rank[0]) << (level - 1),
-                     call->ndim == 1 ? 1
-                                     : (call->cell[1] / rank[1]) << (level - 1)};
+  int64_t step[2] = {
+      (call->cell[0] / rank[0]) << (level - 1),
+      call->ndim == 1 ? 1 : (call->cell[1] / rank[1]) << (level - 1)};
   int64_t bottom = min((row + 1) * side, cells[0]);
   int64_t right = min((column + 1) * side, cells[1]);
   for (int64_t y = row * side; y < bottom; y++)
@@ -126,8 +128,8 @@ static void level_tile(const struct fma_call *call, int64_t row,
       for (int64_t part = 0; part < parts; part++) {
         int64_t py = y * rank[0] + part / rank[1];
         int64_t px = x * rank[1] + part % rank[1];
-        int64_t index = call->level_start[level - 1] +
-                        (y * cells[1] + x) * parts + part;
+        int64_t index =
+            call->level_start[level - 1] + (y * cells[1] + x) * parts + part;
         /* The sub-cell of the level above that holds this one */
         int64_t qy = py / 2, qx = px / 2;
         tile->parent[count] =
@@ -257,8 +259,8 @@ void fma_make_list(const struct fma_call *call, int64_t image, int64_t row,
     add_far(call, log_mass, row, column, list);
   list->far = list->count;
   if (!call->level)
-    add_near(call, call->mask ? call->mask + image * call->grid[0] *
-                                                 call->grid[1]
-                              : NULL,
+    add_near(call,
+             call->mask ? call->mask + image * call->grid[0] * call->grid[1]
+                        : NULL,
              row, column, list);
 }

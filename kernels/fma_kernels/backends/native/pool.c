@@ -11,7 +11,8 @@
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Sub-cells of a level along an axis. */
-static int64_t points(const struct fma_pooling *call, int64_t level, int axis) {
+static int64_t points(const struct fma_pooling *call, int64_t level,
+                      int axis) {
   return call->level_grid[level - 1][axis] * call->rank[axis];
 }
 
@@ -26,9 +27,11 @@ static int64_t packed_row(const struct fma_pooling *call, int64_t level,
 
 static float *packed_at(const struct fma_pooling *call, int64_t image,
                         int64_t row) {
-  return call->packed +
-         (image * call->total + row) * call->heads * call->dim;
+  return call->packed + (image * call->total + row) * call->heads * call->dim;
 }
+
+/* Sub-cells to the right that are asked for: tokens lie far apart. */
+#define AHEAD 2
 
 struct pass {
   const struct fma_pooling *call;
@@ -36,11 +39,13 @@ struct pass {
   int64_t level, failed;
 };
 
-/* total += the heads of one token */
+/* total += the heads of one token; `ahead` is one that follows soon. */
 static void add_token(const struct fma_pooling *call, const char *token,
-                      float *row, float *total) {
+                      const char *ahead, float *row, float *total) {
   int64_t dim = call->dim, step = call->tokens.stride[3];
   int64_t size = call->dtype == FMA_FLOAT32 ? 4 : 2;
+  for (int64_t at = 0; at < call->heads * step * size; at += 64)
+    __builtin_prefetch(ahead + at);
   if (call->dtype == FMA_FLOAT32 && step == dim) {
     const float *from = (const float *)token;
     for (int64_t c = 0; c < call->heads * dim; c++)
@@ -99,7 +104,8 @@ static void sum_body(void *context) {
               !call->mask[(image * call->grid[0] + v) * call->grid[1] + u])
             continue;
           int64_t offset = image * stride[0] + v * stride[1] + u * stride[2];
-          add_token(call, (const char *)call->tokens.data + offset * size,
+          const char *token = (const char *)call->tokens.data + offset * size;
+          add_token(call, token, token + AHEAD * side[1] * stride[2] * size,
                     row, total);
         }
     }

@@ -85,9 +85,15 @@ INLINE void all_scores(const int vectors, int64_t count, int dim,
                        const float *left, const float *const *rows,
                        const float *bias, float *scores) {
   const int keys = GROUP(vectors);
-  for (int64_t j = 0; j < count; j += keys)
+  for (int64_t j = 0; j < count; j += keys) {
+    /* The next rows: too far ahead for the processor to see by itself. */
+    if (j + 2 * keys < count)
+      for (int a = 0; a < keys; a++)
+        for (int c = 0; c < dim; c += 16)
+          __builtin_prefetch(rows[j + 2 * keys + a] + c);
     scores_of(vectors, keys, dim, left, rows + j, bias ? bias + j : NULL,
               scores + j * vectors * LANES);
+  }
 }
 
 /* out[c][query] += sum_key weights[key][query] * rows[key][c] */
@@ -100,6 +106,8 @@ INLINE void weighted(const int vectors, const int channels, int64_t count,
       sum[a][i] = load(out + ((c + a) * vectors + i) * LANES);
   for (int64_t j = 0; j < count; j++) {
     const float *row = rows[j] + c;
+    /* Else the compiler keeps an index for every channel. */
+    __asm__("" : "+r"(row));
     vec x[4];
     for (int i = 0; i < vectors; i++)
       x[i] = load(weights + (j * vectors + i) * LANES);
@@ -158,6 +166,10 @@ INLINE void all_outer(const int vectors, int64_t count, int dim, int queries,
   for (int64_t j = 0; j < count; j += keys) {
     const float *left = weights + j * vectors * LANES;
     int c = 0;
+    if (j + keys < count)
+      for (int a = 0; a < keys; a++)
+        for (int b = 0; b < dim; b += 16)
+          __builtin_prefetch(totals[j + keys + a] + b, 1);
     for (; c + LANES < dim; c += 2 * LANES)
       outer(vectors, keys, 2, queries, left, rows, pitch, c, dim, totals + j);
     if (c < dim)
@@ -342,18 +354,18 @@ INLINE void backward(const int vectors, const struct fma_job *job) {
   }
 }
 
-#define BY_WIDTH(name)                                 \
-  static void name##_any(const struct fma_job *job) {  \
-    switch (job->width / LANES) {                      \
-    case 1:                                            \
-      name(1, job);                                    \
-      break;                                           \
-    case 2:                                            \
-      name(2, job);                                    \
-      break;                                           \
-    default:                                           \
-      name(4, job);                                    \
-    }                                                  \
+#define BY_WIDTH(name)                                \
+  static void name##_any(const struct fma_job *job) { \
+    switch (job->width / LANES) {                     \
+    case 1:                                           \
+      name(1, job);                                   \
+      break;                                          \
+    case 2:                                           \
+      name(2, job);                                   \
+      break;                                          \
+    default:                                          \
+      name(4, job);                                   \
+    }                                                 \
   }
 
 BY_WIDTH(forward)

@@ -10,7 +10,7 @@ from .geometry import Hierarchy
 from .naive import naive
 from .ops import attention, pool
 from .pooled import far_field, near_field
-from .pooling import accumulation_dtype, pack, packed_mass
+from .pooling import accumulation_dtype, pack, packed_mass, unpack
 
 Output = Union[Tensor, Tuple[Tensor, Tensor]]
 
@@ -87,6 +87,9 @@ def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
     checks.check_key_mask(key_mask, query)
     geometry = Hierarchy(
         tuple(query.shape[1:-2]), cell_size, num_levels, rank, causal)
+    query_summaries, key_summaries, value_summaries = (
+        unpack(x, geometry) if isinstance(x, Tensor) and x.dim() == 4 else x
+        for x in (query_summaries, key_summaries, value_summaries))
     for name, levels in (('query_summaries', query_summaries),
                          ('key_summaries', key_summaries), ('value_summaries',
                                                             value_summaries)):

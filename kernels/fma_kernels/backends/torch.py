@@ -15,7 +15,10 @@ from torch import Tensor
 
 from ..dropout import keep_mask
 from ..geometry import Hierarchy
-from ..pooling import accumulation_dtype, average_pyramid, pack, spread
+from ..options import Inputs, Options
+from ..pooling import (accumulation_dtype, average_pyramid, pack, packed_mass,
+                       spread)
+from . import levels
 from .biases import BIAS_OF, ListBias, entries
 from .packing import (Rows, Workspace, add_rows, from_cells, pack_queries,
                       pack_summaries, pack_tokens, to_cells)
@@ -330,7 +333,71 @@ class Problem:
         return query, columns
 
 
-def forward(query: Tensor, *args, **biases) -> Tuple[Tensor, Tensor]:
+def _problem(inputs: Inputs, hierarchy: Hierarchy,
+             options: Options) -> Tuple[tuple, Dict[str, Tensor]]:
+    """The arguments of :class:`Problem`, from query to seed, and biases."""
+    mask = inputs.key_mask
+    biases = dict(near_bias=inputs.near_bias, far_bias=inputs.far_bias)
+    return (*inputs[:5], packed_mass(hierarchy, mask, inputs.query.device),
+            mask, hierarchy, options.mass, options.scale, options.dropout_p,
+            inputs.seed), {
+                name: x
+                for name, x in biases.items() if x is not None
+            }
+
+
+def forward(inputs: Inputs, hierarchy: Hierarchy,
+            options: Options) -> Tuple[Tensor, Tensor]:
+    """Output ``[B, *grid, heads, head_dim]`` and lse ``[B, *grid, heads]``."""
+    args, biases = _problem(inputs, hierarchy, options)
+    return _forward_slabs(*args, **biases)
+
+
+def backward(grad_out: Tensor, grad_lse: Tensor, inputs: Inputs, out: Tensor,
+             lse: Tensor, hierarchy: Hierarchy,
+             options: Options) -> Tuple[Optional[Tensor], ...]:
+    """Gradients of query, key, value, summaries of both, and the biases."""
+    args, biases = _problem(inputs, hierarchy, options)
+    grads = _backward_slabs(grad_out, grad_lse, *args, out, lse, **biases)
+    found = dict(zip(biases, grads[5:]))
+    return *grads[:5], found.get('near_bias'), found.get('far_bias')
+
+
+def _far(query: Tensor, key: Tensor, value: Tensor, key_mask: Optional[Tensor],
+         seed: Optional[Tensor], hierarchy: Hierarchy,
+         options: Options) -> tuple:
+    """The arguments of :class:`levels.FarField`."""
+    mass = packed_mass(hierarchy, key_mask, query.device)
+    return (query, key, value, mass, hierarchy, options.mass, options.scale,
+            options.dropout_p, seed)
+
+
+def far_forward(*args) -> Tuple[Tensor, Tensor]:
+    return levels.far_forward(*_far(*args))
+
+
+def far_backward(grad_out: Tensor, grad_lse: Tensor,
+                 *args) -> Tuple[Tensor, ...]:
+    *tensors, out, lse, hierarchy, options = args
+    return levels.far_backward(grad_out, grad_lse,
+                               *_far(*tensors, hierarchy, options), out, lse)
+
+
+def near_forward(*args) -> Tuple[Tensor, Tensor]:
+    *tensors, seed, hierarchy, options = args
+    return levels.near_forward(*tensors, hierarchy, options.scale,
+                               options.dropout_p, seed)
+
+
+def near_backward(grad_out: Tensor, grad_lse: Tensor,
+                  *args) -> Tuple[Tensor, ...]:
+    *tensors, seed, out, lse, hierarchy, options = args
+    return levels.near_backward(grad_out, grad_lse, *tensors, hierarchy,
+                                options.scale, options.dropout_p, seed, out,
+                                lse)
+
+
+def _forward_slabs(query: Tensor, *args, **biases) -> Tuple[Tensor, Tensor]:
     """Output ``[B, *grid, heads, head_dim]`` and lse ``[B, *grid, heads]``.
 
     Takes the arguments of :class:`Problem` from its second to ``seed``, and
@@ -384,13 +451,13 @@ def _row_max(logits: List[Tensor]) -> Tensor:
     return pivot.clamp_(min=torch.finfo(pivot.dtype).min)
 
 
-def backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
-             value: Tensor, key_summaries: Tensor, value_summaries: Tensor,
-             *args, **biases) -> Tuple[Tensor, ...]:
+def _backward_slabs(grad_out: Tensor, grad_lse: Tensor, query: Tensor,
+                    key: Tensor, value: Tensor, key_summaries: Tensor,
+                    value_summaries: Tensor, *args, **biases) -> Tuple[Tensor, ...]:
     """Gradients of query, key, value, key and value summaries, then biases.
 
     Takes two gradients, the arguments of :class:`Problem` from its second to
-    ``seed``, and the results of :func:`forward`; and the biases by name, as
+    ``seed``, and the results of :func:`_forward_slabs`; and the biases by name, as
     far as there are any.
     """
     *args, out, lse = args
@@ -418,16 +485,20 @@ def backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
     return (*grads, *(totals[name].to(x.dtype) for name, x in biases.items()))
 
 
-def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
+def pool(x: Tensor, key_mask: Optional[Tensor],
          hierarchy: Hierarchy) -> Tensor:
     """Averages over real tokens, packed ``[B, M, heads, D]``."""
-    return pack(average_pyramid(x, hierarchy, key_mask, mass), hierarchy.ndim)
+    return pack(average_pyramid(x, hierarchy, key_mask), hierarchy.ndim)
 
 
-def pool_backward(grad: Tensor, key_mask: Optional[Tensor], mass: Tensor,
-                  hierarchy: Hierarchy, shape: torch.Size) -> Tensor:
-    """Gradient of the tokens ``shape`` of :func:`pool`."""
-    return spread(grad, hierarchy, key_mask, mass)
+def pool_backward(grad: Tensor,
+                  key_mask: Optional[Tensor],
+                  hierarchy: Hierarchy,
+                  total: Optional[Tensor] = None) -> Tensor:
+    """Gradient of the tokens of :func:`pool`, or added to ``total``."""
+    mass = packed_mass(hierarchy, key_mask, grad.device)
+    found = spread(grad, hierarchy, key_mask, mass)
+    return found if total is None else total.add_(found)
 
 
 def _backward(p: Problem, grad_out: Tensor, delta: Tensor, lse: Tensor,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from . import checks
 from .autograd import CoreOp, differentiable
-from .geometry import Hierarchy, hierarchy
-from .ops import pool
+from .geometry import Hierarchy
+from .ops import geometry_of, pool
 from .pooling import (accumulation_dtype, blocks_of, cells_to_lattice,
                       lattice_to_cells, pack, packed_mass, packed_size, spread,
                       subcell_sums, unpack)
@@ -27,13 +27,13 @@ SLAB_ELEMENTS = 2**24
 
 
 def average_summaries(x: Tensor,
-                      geometry: Hierarchy,
+                      hierarchy: Hierarchy,
                       key_mask: Optional[Tensor] = None) -> Tensor:
     """Means over the real tokens of every sub-cell.
 
     Args:
         x: ``[B, *grid, heads, head_dim]``.
-        geometry: its cells, levels and rank.
+        hierarchy: its cells, levels and rank.
         key_mask: bool ``[B, *grid]``, True = real. Masked tokens may hold
             NaN, and get a zero gradient.
 
@@ -41,19 +41,19 @@ def average_summaries(x: Tensor,
         Packed ``[B, M_total, heads, head_dim]`` in the dtype of ``x``, level
         after level; 0 where no token is real.
     """
-    if not geometry.num_levels:
+    if not hierarchy.num_levels:
         return x.new_zeros((x.shape[0], 0, *x.shape[-2:]))
     request = checks.Request.of(x)
     backend = next(
         name for name in checks.AUTO if checks.refusal(name, request) is None)
-    return pool(x, key_mask, geometry.cell_size, geometry.num_levels,
-                geometry.rank, backend)
+    return pool(x, key_mask, hierarchy.cell_size, hierarchy.num_levels,
+                hierarchy.rank, backend)
 
 
 def learned_summaries(form: str,
                       x: Tensor,
                       weights: Sequence[Tensor],
-                      geometry: Hierarchy,
+                      hierarchy: Hierarchy,
                       key_mask: Optional[Tensor] = None) -> Tensor:
     """Learned summaries (arXiv 2310.11960, section 3.2) of every level.
 
@@ -71,7 +71,7 @@ def learned_summaries(form: str,
             steps upwards, ``[2 ** d, head_dim out, head_dim in]`` for
             :func:`join`, of which the last serves all levels above.
             Those of levels that are not there are not used.
-        geometry, key_mask: as :func:`average_summaries`.
+        hierarchy, key_mask: as :func:`average_summaries`.
 
     Returns:
         Packed ``[B, M_total, heads, head_dim]`` in the dtype of ``x``; 0
@@ -80,7 +80,7 @@ def learned_summaries(form: str,
     Raises:
         ValueError: if there are weights for fewer levels.
     """
-    levels = geometry.num_levels
+    levels = hierarchy.num_levels
     least = min(levels, 2) if form == 'hierarchical' else levels
     if len(weights) < least:
         raise ValueError(f'weights of {form!r} must be at least {least} for '
@@ -89,7 +89,7 @@ def learned_summaries(form: str,
     flat = [weight.flatten() for weight in weights[:levels]]
     return summaries(x, key_mask,
                      torch.cat(flat) if flat else x.new_zeros(0), form,
-                     geometry.cell_size, geometry.num_levels, geometry.rank)
+                     hierarchy.cell_size, hierarchy.num_levels, hierarchy.rank)
 
 
 # -------------------------------------------------------- tokens to a cell
@@ -114,7 +114,6 @@ class _Cells:
                  width: int) -> None:
         self.ndim = len(sizes)
         self.grid = x.shape[1:1 + self.ndim]
-        self.sizes = sizes
         # A cell that is wider than the grid needs no padding.
         self.widths = tuple(min(width, size) for size in self.grid)
         # [B, size0, width0, (size1, width1), heads, head_dim]
@@ -365,7 +364,7 @@ def _empty(x: Tensor, key_mask: Optional[Tensor], weights: Tensor, form: str,
 def _run(x: Tensor, key_mask: Optional[Tensor], weights: Tensor, form: str,
          *sizes) -> Tensor:
     """:func:`learned_summaries` by its flat schema."""
-    tree = hierarchy(tuple(int(n) for n in x.shape[1:-2]), *sizes, False)
+    tree = geometry_of(x.shape[1:-2], *sizes, False)
     deltas = _split(weights, form, tree, x.shape[-1])
     forward, _ = _FORMS[form]
     found = []
@@ -380,7 +379,7 @@ def _run_backward(grad: Tensor, x: Tensor, key_mask: Optional[Tensor],
                   weights: Tensor, out: Optional[Tensor], form: str,
                   *sizes) -> List[Tensor]:
     """Gradients of tokens and weights; only ``'hierarchical'`` has ``out``."""
-    tree = hierarchy(tuple(int(n) for n in x.shape[1:-2]), *sizes, False)
+    tree = geometry_of(x.shape[1:-2], *sizes, False)
     deltas = _split(weights, form, tree, x.shape[-1])
     _, backward = _FORMS[form]
     tokens = x.new_zeros(x.shape)

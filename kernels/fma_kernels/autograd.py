@@ -60,6 +60,11 @@ def _loop(apply: Callable, info: Any, in_dims: tuple,
     return results, (0, ) * len(results)
 
 
+def _learns(args: tuple) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in args)
+
+
 def differentiable(
     forward: CoreOp,
     backward: CoreOp,
@@ -123,7 +128,11 @@ def differentiable(
                 other if x is None else x
                 for x, other in zip(ctx.saved_tensors, ctx.others)
             ]
-            found = list(Backward.apply(*grads, *args))
+            # Compiled code is not differentiated twice, and a Function inside
+            # a Function is too much for some versions of the compiler.
+            compiling = torch.compiler.is_compiling()
+            run = backward_op if compiling else Backward.apply
+            found = list(run(*grads, *args))
             return tuple(
                 found.pop(0) if floating else None
                 for floating in ctx.floating)
@@ -136,6 +145,9 @@ def differentiable(
         if torch.onnx.is_in_onnx_export():
             # Its exporters know PyTorch's own operators, no library's.
             return forward.run(*args)
+        if torch.compiler.is_compiling() and not _learns(args):
+            # Some compilers mistake setup_context where nobody needs it.
+            return forward_op(*args)
         found = Forward.apply(*args)
         return found[0] if len(found) == 1 else found
 

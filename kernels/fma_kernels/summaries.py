@@ -8,7 +8,7 @@ a summary is (size / m) * sum_real W x = (sum_own x + sum_cell delta x) / m.
 """
 from dataclasses import replace
 from math import prod
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .autograd import CoreOp, differentiable
 from .geometry import Hierarchy
 from .ops import geometry_of, pool
 from .pooling import (accumulation_dtype, blocks_of, cells_to_lattice,
-                      lattice_to_cells, pack, packed_mass, packed_size, spread,
+                      lattice_to_cells, pack, packed_mass, packed_size, repeat,
                       subcell_sums, unpack)
 
 # Tokens are worked on image by image, as many at once as have so many
@@ -92,101 +92,267 @@ def learned_summaries(form: str,
                      hierarchy.cell_size, hierarchy.num_levels, hierarchy.rank)
 
 
-# -------------------------------------------------------- tokens to a cell
-# Axes of one product: image, per axis cell and place in it, part, head.
-_TOKENS = {1: 'bxuh', 2: 'bxuyvh'}
-_TAPS = {1: 'au', 2: 'auv'}
-_CELLS = {1: 'bxah', 2: 'bxyah'}
+# -------------------------------------------------------- tokens to cells
+def _cut(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The first of ``[B, *grid, ...]``: a view."""
+    for axis, size in enumerate(sizes, 1):
+        x = x.narrow(axis, 0, size)
+    return x
 
 
-class _Cells:
-    """Weighted sums over the cells of one level, and their gradients.
+def _own(tree: Hierarchy, level: int, sizes: Sequence[int],
+         like: Tensor) -> Tensor:
+    """1 for a token of the own sub-cell: ``[rank ** d, *sizes]``."""
+    own = torch.eye(tree.num_parts, dtype=like.dtype, device=like.device)
+    # [rank ** d, rank, (rank)] -> [rank ** d, width, (width)]
+    own = own.unflatten(1, (tree.rank, ) * tree.ndim)
+    return repeat(own, tree.widths[level - 1] // tree.rank, sizes)
+
+
+class _Plain:
+    """Weighted sums over the cells of all levels, and their gradients.
+
+    For one summary a cell, channel by channel: products of tokens where they
+    lie beat a copy in order.
 
     Args:
         x: ``[B, *grid, heads, head_dim]``, 0 where masked.
-        delta: ``[rank ** d, width ** d, head_dim]``, channel by channel, or
-            with a matrix ``[..., head_dim out, head_dim in]`` per token.
-        sizes: cells per axis.
-        width: side of a cell.
+        weights: per level ``[1, width ** d, head_dim]``.
+        tree: the cells.
     """
 
-    def __init__(self, x: Tensor, delta: Tensor, sizes: Tuple[int, ...],
-                 width: int) -> None:
-        self.ndim = len(sizes)
-        self.grid = x.shape[1:1 + self.ndim]
-        # A cell that is wider than the grid needs no padding.
-        self.widths = tuple(min(width, size) for size in self.grid)
-        # [B, size0, width0, (size1, width1), heads, head_dim]
-        self.blocks = blocks_of(x, sizes, self.widths)
-        mixed = delta.ndim == 4
-        self.tokens = _TOKENS[self.ndim] + ('i' if mixed else 'd')
-        self.taps = _TAPS[self.ndim] + ('oi' if mixed else 'd')
-        self.cells = _CELLS[self.ndim] + ('o' if mixed else 'd')
-        self.shape = delta.shape[0], *(width, ) * self.ndim, *delta.shape[2:]
-        # [rank ** d, width0, (width1), channels]
-        self.delta = self._inside(delta.reshape(self.shape).to(x.dtype))
-        # For one summary a channel, products of tokens where they lie beat a
-        # transposed copy.
-        self.plain = not mixed and delta.shape[0] == 1
+    def __init__(self, x: Tensor, weights: Sequence[Tensor],
+                 tree: Hierarchy) -> None:
+        self.x, self.weights, self.tree = x, weights, tree
 
-    def _inside(self, delta: Tensor) -> Tensor:
-        """The taps that the grid has tokens for: a view."""
-        for axis, width in enumerate(self.widths, 1):
-            delta = delta.narrow(axis, 0, width)
-        return delta
+    def _widths(self, level: int) -> List[int]:
+        """Sides of a cell, inside the grid: then it needs no padding."""
+        width = self.tree.widths[level - 1]
+        return [min(width, size) for size in self.tree.shape]
 
-    def sums(self) -> Tensor:
-        """``[B, *sizes, rank ** d, heads, head_dim]``."""
-        return self._product(self.tokens, self.blocks, self.taps, self.delta,
-                             self.cells)
+    def _blocks(self, level: int) -> Tensor:
+        """``[B, size0, width0, (size1, width1), heads, head_dim]``."""
+        return blocks_of(self.x, self.tree.grids[level - 1],
+                         self._widths(level))
 
-    def add_token_grads(self, grad: Tensor, total: Tensor) -> None:
-        """Adds to ``[B, *grid, heads, head_dim]``, from that of the sums."""
-        found = self._product(self.cells, grad, self.taps, self.delta,
-                              self.tokens)
-        for axis, size in enumerate(self.grid, 1):
-            # [..., cells, width, ...] -> [..., cells * width, ...]
-            found = found.flatten(axis, axis + 1).narrow(axis, 0, size)
-        total += found
+    def _taps(self, level: int) -> Tensor:
+        """``[width0, 1, (width1, 1), head_dim]``."""
+        whole = (self.tree.widths[level - 1], ) * self.tree.ndim
+        taps = self.weights[level - 1].to(self.x.dtype).unflatten(1, whole)
+        taps = _cut(taps, self._widths(level))[0]
+        for axis in range(self.tree.ndim):
+            taps = taps.unsqueeze(2 * axis + 1)
+        return taps
 
-    def tap_grads(self, grad: Tensor) -> Tensor:
-        """``[rank ** d, width ** d, channels]``, from that of the sums."""
-        found = grad.new_zeros(self.shape)
-        self._inside(found).copy_(
-            self._product(self.cells, grad, self.tokens, self.blocks,
-                          self.taps))
-        return found.flatten(1, self.ndim)
-
-    def _product(self, one: str, x: Tensor, other: str, y: Tensor,
-                 result: str) -> Tensor:
-        if not self.plain:
-            return torch.einsum(f'{one},{other}->{result}', x, y)
-        axes = self.tokens.replace('h', 'ah')  # the order of the three
-        z = _aligned(x, one, axes) * _aligned(y, other, axes)
+    def sums(self, level: int) -> Tensor:
+        """``[B, *grid_l, 1, heads, head_dim]``."""
+        found = self._blocks(level) * self._taps(level)
         # One axis at a time: several at once are slow on a CPU.
-        for axis in reversed(range(len(axes))):
-            if axes[axis] not in result:
-                z = z.sum(axis) if z.shape[axis] > 1 else z.squeeze(axis)
-        order = [name for name in axes if name in result]
-        return z.permute([order.index(name) for name in result])
+        for axis in reversed(range(self.tree.ndim)):
+            found = found.sum(2 + 2 * axis)
+        return found.unsqueeze(-3)
+
+    def grads(self, grads: Sequence[Tensor]) -> List[Tensor]:
+        """Of tokens, those of averages among them, and of each weight."""
+        total, found = None, []
+        for level, grad in enumerate(grads, 1):
+            grad = grad.squeeze(-3)
+            for axis in range(self.tree.ndim):
+                grad = grad.unsqueeze(2 + 2 * axis)
+            part = grad * (self._taps(level) + 1)
+            for axis in range(1, 1 + self.tree.ndim):
+                part = part.flatten(axis, axis + 1)
+            part = _cut(part, self.tree.shape)
+            total = part if total is None else total.add_(part)
+            found.append(self._tap_grads(level, grad * self._blocks(level)))
+        return [total, *found]
+
+    def _tap_grads(self, level: int, products: Tensor) -> Tensor:
+        """``[1, width ** d, head_dim]``, summed over cells and heads."""
+        products = products.sum(-2)
+        for axis in reversed(range(self.tree.ndim)):
+            products = products.sum(1 + 2 * axis)
+        whole = (self.tree.widths[level - 1], ) * self.tree.ndim
+        found = products.new_zeros((1, *whole, products.shape[-1]))
+        _cut(found, self._widths(level)).copy_(products.sum(0))
+        return found.flatten(1, self.tree.ndim)
 
 
-def _aligned(x: Tensor, names: str, axes: str) -> Tensor:
-    """Axes ``names`` in the order of ``axes``; those it lacks have size 1."""
-    x = x.permute([names.index(name) for name in axes if name in names])
-    for axis, name in enumerate(axes):
-        if name not in names:
-            x = x.unsqueeze(axis)
-    return x
+# How an axis is cut: into top cells, these by two level by level, and leaf
+# cells into tokens.
+_Factors = List[List[int]]
+
+
+def _factors(tree: Hierarchy) -> _Factors:
+    """By axis. A cell as wide as the grid is its own parent: no padding."""
+    found = []
+    for axis, size in enumerate(tree.shape):
+        *lower, top = [grid[axis] for grid in tree.grids]
+        halves = [2 if cells > 1 else 1 for cells in reversed(lower)]
+        found.append([top, *halves, min(tree.cell_size, size)])
+    return found
+
+
+def _to_groups(x: Tensor, factors: _Factors, mixed: bool) -> Tensor:
+    """Puts each cell of each level in one piece.
+
+    Args:
+        x: ``[B, *grid, heads, head_dim]``, zero-padded here.
+        factors: how the grid is cut.
+        mixed: whether channels are summed over, too.
+
+    Returns:
+        ``[1, B * heads, n, head_dim]`` if they are, else ``[head_dim, B *
+        heads, n, 1]``: groups, rows, tokens and channels.
+    """
+    ndim, depth = len(factors), len(factors[0])
+    batch, heads, dim = x.shape[0], *x.shape[-2:]
+    x = blocks_of(x, (1, ) * ndim, tuple(prod(cuts) for cuts in factors))
+    # [B, top0, 2, ..., leaf0, (top1, 2, ..., leaf1), heads, head_dim]
+    x = x.reshape(batch, *(n for cuts in factors for n in cuts), heads, dim)
+    places = [
+        1 + axis * depth + cut for cut in range(depth) for axis in range(ndim)
+    ]
+    if mixed:
+        x = x.permute(0, x.ndim - 2, *places, x.ndim - 1)
+        return x.reshape(1, batch * heads, -1, dim)
+    x = x.permute(x.ndim - 1, 0, x.ndim - 2, *places)
+    return x.reshape(dim, batch * heads, -1, 1)
+
+
+def _from_groups(x: Tensor, factors: _Factors, shape: Sequence[int],
+                 mixed: bool) -> Tensor:
+    """The inverse, cut to ``shape = [B, *grid, heads, head_dim]``."""
+    ndim, depth = len(factors), len(factors[0])
+    batch, heads, dim = shape[0], *shape[-2:]
+    nested = [cuts[cut] for cut in range(depth) for cuts in factors]
+    first = 2 if mixed else 3
+    places = [
+        first + cut * ndim + axis for axis in range(ndim)
+        for cut in range(depth)
+    ]
+    if mixed:
+        x = x.reshape(batch, heads, *nested, dim)
+        x = x.permute(0, *places, 1, x.ndim - 1)
+    else:
+        x = x.reshape(dim, batch, heads, *nested)
+        x = x.permute(1, *places, 2, 0)
+    x = x.reshape(batch, *(prod(cuts) for cuts in factors), heads, dim)
+    return _cut(x, shape[1:1 + ndim])
+
+
+class _Grouped:
+    """The same for any weights.
+
+    A grouped convolution with one group (``'conv'``) or as many as there
+    are channels. Tokens are brought in order once: the cells of each level
+    are then the rows of a view.
+
+    Args:
+        x: ``[B, *grid, heads, head_dim]``, 0 where masked.
+        weights: per level ``[rank ** d, width ** d, head_dim]``, or with a
+            matrix ``[..., head_dim out, head_dim in]`` per token.
+        tree: the cells.
+    """
+
+    def __init__(self, x: Tensor, weights: Sequence[Tensor],
+                 tree: Hierarchy) -> None:
+        self.tree, self.weights, self.dtype = tree, weights, x.dtype
+        self.shape = x.shape
+        self.mixed = weights[0].ndim == 4
+        self.batch, self.heads, self.dim = x.shape[0], *x.shape[-2:]
+        self.factors = _factors(tree)
+        # [groups, B * heads, n, channels]
+        self.tokens = _to_groups(x, self.factors, self.mixed)
+
+    def _rows(self, tokens: Tensor, level: int) -> Tensor:
+        """``[groups, B * heads * cells, width ** d * channels]``: a view."""
+        taps = prod(cuts[n] for cuts in self.factors for n in range(-level, 0))
+        groups, _, _, channels = tokens.shape
+        return tokens.view(groups, -1, taps * channels)
+
+    def _taps(self, level: int) -> Tuple[_Factors, List[int], List[int]]:
+        """How a cell is cut; shapes of weights with tokens, and without.
+
+        ``[rank ** d, width, (width), out, in]``, of those that the grid has
+        tokens for.
+        """
+        cuts = [cuts[-level:] for cuts in self.factors]
+        weight, ndim = self.weights[level - 1], self.tree.ndim
+        tail = weight.shape[2:] if self.mixed else (1, self.dim)
+        whole = (self.tree.widths[level - 1], ) * ndim
+        inside = [prod(cut) for cut in cuts]
+        return (cuts, [len(weight), *whole,
+                       *tail], [len(weight), *inside, *tail])
+
+    def _matrix(self, level: int, average: bool = False) -> Tensor:
+        """``[groups, rank ** d * out, width ** d * channels]``."""
+        cuts, whole, inside = self._taps(level)
+        weight = self.weights[level - 1].to(self.dtype).reshape(whole)
+        weight = _cut(weight, inside[1:-2])
+        if average:
+            own = _own(self.tree, level, inside[1:-2], weight)[..., None, None]
+            ones = weight.new_ones(1, self.dim)
+            weight = weight + own * (
+                ones.diag_embed()[0] if self.mixed else ones)
+        return _to_groups(weight, cuts, self.mixed).flatten(2)
+
+    def sums(self, level: int) -> Tensor:
+        """``[B, *grid_l, rank ** d, heads, head_dim]``."""
+        parts, sizes = self.tree.num_parts, self.tree.grids[level - 1]
+        found = self._rows(self.tokens, level) @ self._matrix(level).mT
+        # [groups, B * heads, cells, rank ** d, out], parts as heads do
+        found = found.unflatten(1, (self.batch * self.heads, -1))
+        found = found.unflatten(-1, (parts, -1)).transpose(2, 3)
+        shape = self.batch, *sizes, self.heads * parts, self.dim
+        found = _from_groups(found, [cuts[:-level] for cuts in self.factors],
+                             shape, self.mixed)
+        return found.unflatten(-2, (self.heads, parts)).transpose(-3, -2)
+
+    def grads(self, grads: Sequence[Tensor]) -> List[Tensor]:
+        """Of tokens, those of averages among them, and of each weight."""
+        total, found = None, []
+        for level, grad in enumerate(grads, 1):
+            # [B, *grid_l, heads * rank ** d, head_dim]
+            grad = grad.transpose(-3, -2).flatten(-3, -2)
+            grad = _to_groups(grad, [cuts[:-level] for cuts in self.factors],
+                              self.mixed)
+            grad = grad.unflatten(1, (self.batch * self.heads, -1))
+            # [groups, B * heads * cells, rank ** d * out]
+            grad = grad.transpose(2, 3).flatten(3).flatten(1, 2)
+            matrix = self._matrix(level, average=True)
+            if total is None:
+                total = torch.bmm(grad, matrix).view(self.tokens.shape)
+            else:
+                self._rows(total, level).baddbmm_(grad, matrix)
+            found.append(self._tap_grads(level, grad))
+        tokens = _from_groups(total, self.factors, self.shape, self.mixed)
+        return [tokens, *found]
+
+    def _tap_grads(self, level: int, grad: Tensor) -> Tensor:
+        """Shaped as the weights of a level."""
+        cuts, whole, inside = self._taps(level)
+        # [groups, rank ** d * out, width ** d * channels]
+        found = grad.mT @ self._rows(self.tokens, level)
+        weight = grad.new_zeros(whole)
+        _cut(weight, inside[1:-2]).copy_(
+            _from_groups(found, cuts, inside, self.mixed))
+        return weight.view(self.weights[level - 1].shape)
+
+
+def _products(x: Tensor, weights: Sequence[Tensor],
+              tree: Hierarchy) -> Union[_Plain, _Grouped]:
+    plain = tree.num_parts == 1 and weights[0].ndim == 3
+    return (_Plain if plain else _Grouped)(x, weights, tree)
 
 
 def _direct(x: Tensor, mass: Tensor, weights: Sequence[Tensor],
             tree: Hierarchy) -> Tensor:
     """Every level straight from the tokens."""
+    products = _products(x, weights, tree)
     levels = [
-        total + _Cells(x, delta, sizes, width).sums()
-        for total, delta, sizes, width in zip(
-            subcell_sums(x, tree), weights, tree.grids, tree.widths)
+        total + products.sums(level)
+        for level, total in enumerate(subcell_sums(x, tree), 1)
     ]
     return pack(levels, tree.ndim) / mass.clamp(min=1)[..., None, None]
 
@@ -194,15 +360,8 @@ def _direct(x: Tensor, mass: Tensor, weights: Sequence[Tensor],
 def _direct_grads(grad: Tensor, x: Tensor, mass: Tensor,
                   weights: Sequence[Tensor], out: Optional[Tensor],
                   tree: Hierarchy) -> List[Tensor]:
-    total = spread(grad, tree, None, mass)  # of the average
-    grad = grad / mass.clamp(min=1)[..., None, None]
-    found = [total]
-    for level, delta, sizes, width in zip(
-            unpack(grad, tree), weights, tree.grids, tree.widths):
-        cells = _Cells(x, delta, sizes, width)
-        cells.add_token_grads(level, total)
-        found.append(cells.tap_grads(level))
-    return found
+    shares = grad / mass.clamp(min=1)[..., None, None]
+    return _products(x, weights, tree).grads(unpack(shares, tree))
 
 
 # ------------------------------------------------------ children to parent
@@ -355,6 +514,10 @@ def _present(x: Tensor, absent: Optional[Tensor] = None) -> Tensor:
     return x.to(accumulation_dtype(x.dtype))
 
 
+def _joined(slabs: List[Tensor]) -> Tensor:
+    return slabs[0].contiguous() if len(slabs) == 1 else torch.cat(slabs)
+
+
 def _empty(x: Tensor, key_mask: Optional[Tensor], weights: Tensor, form: str,
            *sizes) -> Tensor:
     total = packed_size(x.shape[1:-2], *sizes)
@@ -372,7 +535,7 @@ def _run(x: Tensor, key_mask: Optional[Tensor], weights: Tensor, form: str,
         for images, masked, mass in _slabs(x, key_mask, tree):
             out = forward(_present(x[images], masked), mass, deltas, tree)
             found.append(_present(out, mass == 0).to(x.dtype))
-    return torch.cat(found) if found else _empty(x, None, None, form, *sizes)
+    return _joined(found) if found else _empty(x, None, None, form, *sizes)
 
 
 def _run_backward(grad: Tensor, x: Tensor, key_mask: Optional[Tensor],
@@ -382,7 +545,7 @@ def _run_backward(grad: Tensor, x: Tensor, key_mask: Optional[Tensor],
     tree = geometry_of(x.shape[1:-2], *sizes, False)
     deltas = _split(weights, form, tree, x.shape[-1])
     _, backward = _FORMS[form]
-    tokens = x.new_zeros(x.shape)
+    tokens = []
     total = torch.zeros_like(weights, dtype=accumulation_dtype(weights.dtype))
     with torch.autocast(x.device.type, enabled=False):
         for images, masked, mass in _slabs(x, key_mask, tree):
@@ -390,9 +553,13 @@ def _run_backward(grad: Tensor, x: Tensor, key_mask: Optional[Tensor],
                 _present(grad[images],
                          mass == 0), _present(x[images], masked), mass, deltas,
                 None if out is None else _present(out[images]), tree)
-            tokens[images] = _present(found[0], masked).to(x.dtype)
+            tokens.append(_present(found[0], masked).to(x.dtype))
             total += torch.cat([delta.flatten() for delta in found[1:]])
-    return [tokens, total.to(weights.dtype)]
+    # Nothing to sum is left of no image or no level.
+    return [
+        _joined(tokens) if tokens else x.new_zeros(x.shape),
+        total.to(weights.dtype)
+    ]
 
 
 _SCHEMA = ('Tensor x, Tensor? key_mask, Tensor weights, {}str form, '

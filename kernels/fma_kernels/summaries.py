@@ -215,9 +215,9 @@ def _to_groups(x: Tensor, factors: _Factors, mixed: bool) -> Tensor:
     ]
     if mixed:
         x = x.permute(0, x.ndim - 2, *places, x.ndim - 1)
-        return x.reshape(1, batch * heads, -1, dim)
+        return x.reshape(1, batch * heads, -1, dim).contiguous()
     x = x.permute(x.ndim - 1, 0, x.ndim - 2, *places)
-    return x.reshape(dim, batch * heads, -1, 1)
+    return x.reshape(dim, batch * heads, -1, 1).contiguous()
 
 
 def _from_groups(x: Tensor, factors: _Factors, shape: Sequence[int],
@@ -300,7 +300,7 @@ class _Grouped:
     def sums(self, level: int) -> Tensor:
         """``[B, *grid_l, rank ** d, heads, head_dim]``."""
         parts, sizes = self.tree.num_parts, self.tree.grids[level - 1]
-        found = self._rows(self.tokens, level) @ self._matrix(level).mT
+        found = self._rows(self.tokens, level) @ self._matrix(level).transpose(1, 2)
         # [groups, B * heads, cells, rank ** d, out], parts as heads do
         found = found.unflatten(1, (self.batch * self.heads, -1))
         found = found.unflatten(-1, (parts, -1)).transpose(2, 3)
@@ -333,7 +333,7 @@ class _Grouped:
         """Shaped as the weights of a level."""
         cuts, whole, inside = self._taps(level)
         # [groups, rank ** d * out, width ** d * channels]
-        found = grad.mT @ self._rows(self.tokens, level)
+        found = grad.transpose(1, 2) @ self._rows(self.tokens, level)
         weight = grad.new_zeros(whole)
         _cut(weight, inside[1:-2]).copy_(
             _from_groups(found, cuts, inside, self.mixed))

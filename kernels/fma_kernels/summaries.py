@@ -21,9 +21,9 @@ from .pooling import (accumulation_dtype, blocks_of, cells_to_lattice,
                       lattice_to_cells, pack, packed_mass, packed_size, repeat,
                       subcell_sums, unpack)
 
-# Tokens are worked on image by image, as many at once as have so many
-# numbers: what is held beside inputs and results stays small.
-SLAB_ELEMENTS = 2**24
+# As many images at once as have so many numbers: what is held beside inputs
+# and results stays small, on a CPU in its caches.
+SLAB_ELEMENTS = {'cpu': 2**20, 'cuda': 2**23}
 
 
 def average_summaries(x: Tensor,
@@ -300,7 +300,8 @@ class _Grouped:
     def sums(self, level: int) -> Tensor:
         """``[B, *grid_l, rank ** d, heads, head_dim]``."""
         parts, sizes = self.tree.num_parts, self.tree.grids[level - 1]
-        found = self._rows(self.tokens, level) @ self._matrix(level).transpose(1, 2)
+        matrix = self._matrix(level).transpose(1, 2)
+        found = self._rows(self.tokens, level) @ matrix
         # [groups, B * heads, cells, rank ** d, out], parts as heads do
         found = found.unflatten(1, (self.batch * self.heads, -1))
         found = found.unflatten(-1, (parts, -1)).transpose(2, 3)
@@ -490,12 +491,14 @@ def _split(weights: Tensor, form: str, tree: Hierarchy,
 
 
 def _slabs(
-        x: Tensor, key_mask: Optional[Tensor],
+        x: Tensor, key_mask: Optional[Tensor], weights: Tensor,
         tree: Hierarchy) -> Iterator[Tuple[slice, Optional[Tensor], Tensor]]:
     """Images, which of their tokens are masked, and masses."""
     if not x.numel() or not tree.num_levels:
         return
-    step = max(SLAB_ELEMENTS // x[0].numel(), 1)
+    # Weights are brought in order for each slab: not to dominate.
+    budget = max(SLAB_ELEMENTS.get(x.device.type, 2**20), 4 * weights.numel())
+    step = max(budget // x[0].numel(), 1)
     for first in range(0, x.shape[0], step):
         images = slice(first, first + step)
         real = None if key_mask is None else key_mask[images]
@@ -532,7 +535,7 @@ def _run(x: Tensor, key_mask: Optional[Tensor], weights: Tensor, form: str,
     forward, _ = _FORMS[form]
     found = []
     with torch.autocast(x.device.type, enabled=False):
-        for images, masked, mass in _slabs(x, key_mask, tree):
+        for images, masked, mass in _slabs(x, key_mask, weights, tree):
             out = forward(_present(x[images], masked), mass, deltas, tree)
             found.append(_present(out, mass == 0).to(x.dtype))
     return _joined(found) if found else _empty(x, None, None, form, *sizes)
@@ -548,7 +551,7 @@ def _run_backward(grad: Tensor, x: Tensor, key_mask: Optional[Tensor],
     tokens = []
     total = torch.zeros_like(weights, dtype=accumulation_dtype(weights.dtype))
     with torch.autocast(x.device.type, enabled=False):
-        for images, masked, mass in _slabs(x, key_mask, tree):
+        for images, masked, mass in _slabs(x, key_mask, weights, tree):
             found = backward(
                 _present(grad[images],
                          mass == 0), _present(x[images], masked), mass, deltas,

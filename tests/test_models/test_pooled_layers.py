@@ -117,11 +117,10 @@ def _slow(layer, x, key_mask, offset):
     x = x.masked_fill(~real[..., None], 0)
     query, key, value = layer.qkv(x).view(images, length, 3, 2, 8).unbind(2)
     tree = Hierarchy((length, ), layer.cell_size, rank=layer.rank)
-    asked, keys, values = (
-        pooling.unpack(form(y, tree, key_mask), tree)
-        for form, y in ((layer.query_summaries, query),
-                        (layer.key_summaries, key), (layer.value_summaries,
-                                                     value)))
+    asked, keys, values = (pooling.unpack(form(y, tree, key_mask), tree)
+                           for form, y in ((layer.query_summaries,
+                                            query), (layer.key_summaries, key),
+                                           (layer.value_summaries, value)))
 
     def turn(x, place):
         place = torch.tensor([place + offset]).double()

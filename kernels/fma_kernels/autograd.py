@@ -51,9 +51,13 @@ def _loop(apply: Callable, info: Any, in_dims: tuple,
 
     A mapped axis cannot become part of the batch: a bias or a seed has none.
     """
+
+    def entry(i: int, x: Any, dim: Any) -> Any:
+        mapped = isinstance(x, Tensor) and dim is not None
+        return x.select(dim, i) if mapped else x
+
     calls = [
-        apply(*(x.select(dim, i) if isinstance(x, Tensor) and dim is not None
-                else x for x, dim in zip(args, in_dims)))
+        apply(*(entry(i, *each) for each in zip(args, in_dims)))
         for i in range(info.batch_size)
     ]
     results = tuple(torch.stack(x) for x in zip(*calls))
@@ -115,8 +119,8 @@ def differentiable(
         @staticmethod
         def setup_context(ctx, inputs, output):
             args = saved(inputs, output)
-            ctx.save_for_backward(
-                *(x if isinstance(x, Tensor) else None for x in args))
+            tensors = [x if isinstance(x, Tensor) else None for x in args]
+            ctx.save_for_backward(*tensors)
             ctx.others = [None if isinstance(x, Tensor) else x for x in args]
             ctx.floating = [
                 isinstance(x, Tensor) and x.is_floating_point() for x in inputs

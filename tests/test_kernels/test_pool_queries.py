@@ -3,8 +3,9 @@ from functools import partial
 
 import pytest
 import torch
+from compare import check_op
 from compare import compare as compare_backend
-from compare import check_op, op, run
+from compare import op, run
 from hypothesis import given
 from hypothesis import strategies as st
 from slow_reference import brute_force_pairs, slow_fma

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 from compare import TRITON_DEVICE as DEVICE
+from compare import check_op
 from compare import compare as compare_backend
-from compare import check_op, missing_triton, op
+from compare import missing_triton, op
 from compare import run as run_backend
 from torch import Tensor
 

@@ -337,13 +337,11 @@ def _problem(inputs: Inputs, hierarchy: Hierarchy,
              options: Options) -> Tuple[tuple, Dict[str, Tensor]]:
     """The arguments of :class:`Problem`, from query to seed, and biases."""
     mask = inputs.key_mask
+    mass = packed_mass(hierarchy, mask, inputs.query.device)
     biases = dict(near_bias=inputs.near_bias, far_bias=inputs.far_bias)
-    return (*inputs[:5], packed_mass(hierarchy, mask, inputs.query.device),
-            mask, hierarchy, options.mass, options.scale, options.dropout_p,
-            inputs.seed), {
-                name: x
-                for name, x in biases.items() if x is not None
-            }
+    biases = {name: x for name, x in biases.items() if x is not None}
+    return (*inputs[:5], mass, mask, hierarchy, options.mass, options.scale,
+            options.dropout_p, inputs.seed), biases
 
 
 def forward(inputs: Inputs, hierarchy: Hierarchy,
@@ -453,12 +451,13 @@ def _row_max(logits: List[Tensor]) -> Tensor:
 
 def _backward_slabs(grad_out: Tensor, grad_lse: Tensor, query: Tensor,
                     key: Tensor, value: Tensor, key_summaries: Tensor,
-                    value_summaries: Tensor, *args, **biases) -> Tuple[Tensor, ...]:
+                    value_summaries: Tensor, *args,
+                    **biases) -> Tuple[Tensor, ...]:
     """Gradients of query, key, value, key and value summaries, then biases.
 
     Takes two gradients, the arguments of :class:`Problem` from its second to
-    ``seed``, and the results of :func:`_forward_slabs`; and the biases by name, as
-    far as there are any.
+    ``seed``, and output and lse; and the biases by name, as far as there are
+    any.
     """
     *args, out, lse = args
     inputs = (query, key, value, key_summaries, value_summaries)

@@ -181,39 +181,38 @@ class _FMAttention(nn.Module):
     def summary_positions(
             self,
             hierarchy: Hierarchy,
-            level: int,
             device: torch.device,
             offset: Optional[Sequence[int]] = None) -> List[torch.Tensor]:
-        """Centres of the sub-cells of a level, in tokens.
+        """Centres of the sub-cells of all levels, in tokens.
 
         Nominal centres, start + (side - 1) / 2, also where a border or a
         mask leaves only some of the tokens.
 
         Args:
             hierarchy (Hierarchy): The cells.
-            level (int): From 1.
             device (torch.device): Of the result.
             offset (sequence[int], optional): Position of the first token, by
                 axis; 0 by default.
 
         Returns:
-            list[Tensor]: For each axis, floating, what broadcasts to
-            ``[*grid_l, rank**d]``.
+            list[Tensor]: For each axis, floating ``[M_total]``.
         """
-        side = hierarchy.widths[level - 1] // self.rank
-        found = []
-        for axis, cells in enumerate(hierarchy.grids[level - 1]):
-            at = _indices(cells * self.rank, device) * side + (side - 1) / 2
-            if offset is not None:
-                at = at + offset[axis]
-            # The sub-cells of a cell are in row-major order.
-            parts = [1] * self.ndim
-            parts[axis] = self.rank
-            at = at.view(cells, *parts)
-            at = at.expand(cells, *[self.rank] * self.ndim).flatten(1)
-            after = [1] * (self.ndim - 1 - axis)
-            found.append(at.view(cells, *after, hierarchy.num_parts))
-        return found
+        # No tensor of one level alone: exporters take a size of 1 as fixed.
+        index = torch.arange(hierarchy.num_summaries, device=device)
+        found = [index.to(angle_dtype(device))] * self.ndim
+        for start, grid, width in zip(hierarchy.level_starts, hierarchy.grids,
+                                      hierarchy.widths):
+            side = width // self.rank
+            cell = (index - start) // hierarchy.num_parts
+            part = (index - start) % hierarchy.num_parts
+            for axis in reversed(range(self.ndim)):
+                at = cell % grid[axis] * self.rank + part % self.rank
+                cell, part = cell // grid[axis], part // self.rank
+                found[axis] = torch.where(index < start, found[axis],
+                                          at * side + (side - 1) / 2)
+        if offset is None:
+            return found
+        return [at + first for at, first in zip(found, offset)]
 
     def _turned(self, query_key: torch.Tensor,
                 offset: Sequence[int]) -> Tuple[torch.Tensor, ...]:
@@ -225,15 +224,11 @@ class _FMAttention(nn.Module):
             tokens.append(at.view(size, *[1] * (self.ndim - axis)))
         return rotate(query_key, tokens, self.rotary_base).unbind(-3)
 
-    def _turned_summaries(self, levels: List[torch.Tensor],
-                          hierarchy: Hierarchy,
-                          offset: Sequence[int]) -> List[torch.Tensor]:
-        """Summaries, rotated to the centres of their sub-cells."""
-        return [
-            rotate(x, self.summary_positions(hierarchy, level, x.device,
-                                             offset), self.rotary_base)
-            for level, x in enumerate(levels, 1)
-        ]
+    def _turned_summaries(self, packed: torch.Tensor, hierarchy: Hierarchy,
+                          offset: Sequence[int]) -> torch.Tensor:
+        """``[B, M_total, heads, head_dim]``, rotated to the centres."""
+        centres = self.summary_positions(hierarchy, packed.device, offset)
+        return rotate(packed, centres, self.rotary_base)
 
     def extra_repr(self) -> str:
         return (f'heads={self.num_heads}, cell_size={self.cell_size}, '

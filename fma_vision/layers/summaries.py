@@ -1,21 +1,22 @@
 """How the tokens of a cell become the summaries that far queries attend to.
 
-Every form maps tokens ``[B, *grid, heads, head_dim]`` to one tensor per level
-``[B, *grid_l, rank**d, heads, head_dim]`` and equals the mean over the real
-tokens of each sub-cell at the start of training.
+Every form maps tokens ``[B, *grid, heads, head_dim]`` to packed summaries of
+all levels ``[B, M_total, heads, head_dim]``, as the op takes them
+(``fma_kernels.pooling.unpack`` gives views per level), and equals the mean
+over the real tokens of each sub-cell at the start of training. The
+mathematics is in ``fma_kernels.summaries``.
 
 All forms have two attributes: ``learned``, and ``level_limit``, the number of
 levels to which the attention layer clips a hierarchy (None: any number).
 """
 
-from dataclasses import replace
 from typing import List, Optional, Set, Tuple, Union
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
-from fma_kernels import Hierarchy, pooling
+from fma_kernels import Hierarchy
+from fma_kernels.summaries import average_summaries, join, learned_summaries
 
 
 class AverageSummaries(nn.Module):
@@ -40,9 +41,9 @@ class AverageSummaries(nn.Module):
     def forward(self,
                 x: torch.Tensor,
                 hierarchy: Hierarchy,
-                key_mask: Optional[torch.Tensor] = None) -> List[torch.Tensor]:
+                key_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Pool ``[B, *grid, heads, head_dim]`` at every level."""
-        return pooling.average_pyramid(x, hierarchy, key_mask)
+        return average_summaries(x, hierarchy, key_mask)
 
 
 class _LearnedSummaries(nn.Module):
@@ -55,6 +56,8 @@ class _LearnedSummaries(nn.Module):
     """
 
     learned = True
+    # Of ``fma_kernels.summaries.learned_summaries``.
+    form: str
     # Weight sets where ``max_levels`` is None, by ndim.
     default_levels = {1: 8, 2: 4}
     least_levels = 1
@@ -78,9 +81,26 @@ class _LearnedSummaries(nn.Module):
         """Names of parameters whose decay would pull towards nothing."""
         return {name for name, _ in self.named_parameters()}
 
-    def _unused(self, num_levels: int) -> List[nn.Parameter]:
-        """Weights that a hierarchy of ``num_levels`` does not touch."""
+    def weights(self) -> List[torch.Tensor]:
+        """In the order in which levels need them."""
         raise NotImplementedError
+
+    def forward(self,
+                x: torch.Tensor,
+                hierarchy: Hierarchy,
+                key_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Summarise tokens at every level.
+
+        Args:
+            x (Tensor): ``[B, *grid, heads, head_dim]``.
+            hierarchy (Hierarchy): With at most ``level_limit`` levels.
+            key_mask (Tensor, optional): bool ``[B, *grid]``, True = real.
+
+        Returns:
+            Tensor: ``[B, M_total, heads, head_dim]`` in the dtype of ``x``.
+        """
+        return learned_summaries(self.form, x, self.weights(), hierarchy,
+                                 key_mask)
 
     def idle(self, num_levels: int) -> Optional[torch.Tensor]:
         """A zero that depends on the weights ``num_levels`` do not need.
@@ -89,16 +109,12 @@ class _LearnedSummaries(nn.Module):
         other weights in the graph, so that DDP finds no unused parameter.
         None where all weights are used.
         """
-        unused = self._unused(num_levels)
+        unused = self.weights()[num_levels:]
         return sum(weight.sum() for weight in unused) * 0 if unused else None
 
 
 class _DirectSummaries(_LearnedSummaries):
-    """Every level straight from the tokens, with weights of its own.
-
-    W = (1[own sub-cell] + delta) / size. With m real tokens in sub-cell a
-    the summary is (size / m) * sum_real W x = mean + sum_real(delta x) / m.
-    """
+    """Every level straight from the tokens, with weights of its own."""
 
     def __init__(self,
                  ndim: int,
@@ -119,44 +135,12 @@ class _DirectSummaries(_LearnedSummaries):
         """Shape of the weight of one token in one summary."""
         raise NotImplementedError
 
-    @staticmethod
-    def _combine(x: torch.Tensor, delta: torch.Tensor, grid: Tuple[int, ...],
-                 width: int) -> torch.Tensor:
-        """The sums of delta * x, ``[B, *grid_l, rank**d, heads, D]``."""
-        raise NotImplementedError
-
     @property
     def level_limit(self) -> int:
         return self.max_levels
 
-    def _unused(self, num_levels: int) -> List[nn.Parameter]:
-        return list(self.delta)[num_levels:]
-
-    def forward(self,
-                x: torch.Tensor,
-                hierarchy: Hierarchy,
-                key_mask: Optional[torch.Tensor] = None) -> List[torch.Tensor]:
-        """Summarise tokens at every level.
-
-        Args:
-            x (Tensor): ``[B, *grid, heads, head_dim]``.
-            hierarchy (Hierarchy): With at most ``max_levels`` levels.
-            key_mask (Tensor, optional): bool ``[B, *grid]``, True = real.
-
-        Returns:
-            list[Tensor]: Per level ``[B, *grid_l, rank**d, heads,
-            head_dim]``.
-        """
-        x = _without_masked(x, key_mask)
-        means = pooling.average_pyramid(x, hierarchy, key_mask)
-        masses = pooling.masses(hierarchy, key_mask, x.device)
-        out = []
-        for level, (mean, mass) in enumerate(zip(means, masses)):
-            part = self._combine(x, self.delta[level].to(x.dtype),
-                                 hierarchy.grids[level],
-                                 hierarchy.widths[level])
-            out.append(mean + _per_token(part, mass).to(x.dtype))
-        return out
+    def weights(self) -> List[torch.Tensor]:
+        return list(self.delta)
 
 
 class GroupedConvSummaries(_DirectSummaries):
@@ -177,14 +161,11 @@ class GroupedConvSummaries(_DirectSummaries):
             ``(cell_size * 2**(l - 1))**2`` taps.
     """
 
+    form = 'grouped_conv'
+
     @staticmethod
     def _channels(head_dim: int) -> Tuple[int, ...]:
         return (head_dim, )
-
-    @staticmethod
-    def _combine(x: torch.Tensor, delta: torch.Tensor, grid: Tuple[int, ...],
-                 width: int) -> torch.Tensor:
-        return _depthwise(x, delta, grid, width)
 
 
 class ConvSummaries(_DirectSummaries):
@@ -201,22 +182,12 @@ class ConvSummaries(_DirectSummaries):
             ``head_dim`` times as large.
     """
 
+    form = 'conv'
     default_levels = {1: 4, 2: 2}
 
     @staticmethod
     def _channels(head_dim: int) -> Tuple[int, ...]:
         return (head_dim, head_dim)
-
-    @staticmethod
-    def _combine(x: torch.Tensor, delta: torch.Tensor, grid: Tuple[int, ...],
-                 width: int) -> torch.Tensor:
-        parts, ndim = delta.shape[0], len(grid)
-        cells = _cells(x, grid, width).flatten(ndim + 2)
-        # [rank**d, taps, out, in] -> [rank**d * out, taps * in]
-        weight = delta.transpose(1, 2).flatten(2).flatten(0, 1)
-        # [B, *grid, heads, rank**d, D] -> [B, *grid, rank**d, heads, D]
-        part = F.linear(cells, weight).unflatten(-1, (parts, x.shape[-1]))
-        return part.transpose(ndim + 1, ndim + 2)
 
 
 class HierarchicalSummaries(_LearnedSummaries):
@@ -244,6 +215,7 @@ class HierarchicalSummaries(_LearnedSummaries):
             is then not used. Defaults to False.
     """
 
+    form = 'hierarchical'
     least_levels = 2
     level_limit = None
 
@@ -264,9 +236,8 @@ class HierarchicalSummaries(_LearnedSummaries):
             nn.Parameter(torch.zeros(2**ndim, head_dim, head_dim))
             for _ in range(self.max_levels - 1))
 
-    def _unused(self, num_levels: int) -> List[nn.Parameter]:
-        unused = list(self.delta_step)[max(num_levels - 1, 0):]
-        return unused if num_levels else [self.delta_cell, *unused]
+    def weights(self) -> List[torch.Tensor]:
+        return [self.delta_cell, *self.delta_step]
 
     def step(self, children: torch.Tensor, mass: torch.Tensor,
              level: int) -> torch.Tensor:
@@ -282,148 +253,8 @@ class HierarchicalSummaries(_LearnedSummaries):
             Tensor: Parents ``[..., heads, head_dim]`` in the dtype of
             ``children``; 0 where all masses are 0.
         """
-        mass = mass.to(children.dtype)
-        share = mass / mass.sum(-1, keepdim=True).clamp(min=1)
-        weighted = children * share[..., None, None]
-        delta = self.delta_step[min(level, len(self.delta_step)) - 1]
-        # [2**d, out, in] -> [out, 2**d * in]
-        weight = delta.to(children.dtype).transpose(0, 1).flatten(1)
-        mixed = F.linear(weighted.transpose(-3, -2).flatten(-2), weight)
-        # Under autocast the product is in half precision, the sum is not.
-        return weighted.sum(-3) + mixed.to(children.dtype)
-
-    def forward(self,
-                x: torch.Tensor,
-                hierarchy: Hierarchy,
-                key_mask: Optional[torch.Tensor] = None) -> List[torch.Tensor]:
-        """Summarise tokens at every level.
-
-        Args:
-            x (Tensor): ``[B, *grid, heads, head_dim]``.
-            hierarchy (Hierarchy): With any number of levels.
-            key_mask (Tensor, optional): bool ``[B, *grid]``, True = real.
-
-        Returns:
-            list[Tensor]: Per level ``[B, *grid_l, rank**d, heads,
-            head_dim]``.
-        """
-        if not hierarchy.num_levels:
-            return []
-        x = _without_masked(x, key_mask)
-        leaves = replace(hierarchy, num_levels=1)
-        mean, = pooling.average_pyramid(x, leaves, key_mask)
-        mass, = pooling.masses(leaves, key_mask, x.device)
-        part = _depthwise(x, self.delta_cell.to(x.dtype), leaves.grids[0],
-                          leaves.widths[0])
-        # Carried upwards in float32 or wider, rounded once per level.
-        part = _per_token(part, mass)
-        cells = mean.to(part.dtype) + part
-        out = [cells.to(x.dtype)]
-        lattice = pooling.cells_to_lattice(cells, self.rank, self.ndim)
-        mass = pooling.cells_to_lattice(mass, self.rank, self.ndim)
-        for level, grid in enumerate(hierarchy.grids[1:], 1):
-            sizes = tuple(self.rank * size for size in grid)
-            mass = _families(mass, sizes)
-            lattice = self.step(_families(lattice, sizes), mass, level)
-            mass = mass.sum(-1)
-            cells = pooling.lattice_to_cells(lattice, grid, self.rank)
-            out.append(cells.to(x.dtype))
-        return out
-
-
-def _without_masked(x: torch.Tensor,
-                    key_mask: Optional[torch.Tensor]) -> torch.Tensor:
-    """Tokens ``[B, *grid, heads, D]`` with 0 where masked: 0 * NaN is NaN."""
-    if key_mask is None:
-        return x
-    return x.masked_fill(~key_mask[..., None, None], 0)
-
-
-def _per_token(part: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """Sums ``[..., heads, D]`` over masses ``[...]``, in float32 or wider.
-
-    A large mass overflows in half precision.
-    """
-    dtype = pooling.accumulation_dtype(part.dtype)
-    return part.to(dtype) / mass.clamp(min=1)[..., None, None]
-
-
-def _split(x: torch.Tensor, sizes: Tuple[int, ...],
-           width: int) -> torch.Tensor:
-    """Cut a grid ``[B, *grid, ...]`` into blocks ``[B, size, width, ...]``.
-
-    In 2D ``[B, size0, width, size1, width, ...]``, tail axes untouched. A
-    ragged border is filled with zeros, which add nothing to sums.
-    """
-    ndim = len(sizes)
-    missing = [s * width - n for s, n in zip(sizes, x.shape[1:])]
-    if any(missing):
-        pad = [0, 0] * (x.ndim - 1 - ndim)  # the last axis first
-        for extra in reversed(missing):
-            pad += [0, extra]
-        x = F.pad(x, pad)
-    for axis in reversed(range(ndim)):
-        x = x.unflatten(1 + axis, (sizes[axis], width))
-    return x
-
-
-def _families(x: torch.Tensor, sizes: Tuple[int, ...]) -> torch.Tensor:
-    """Children ``[B, *lattice, ...]`` by parent: ``[B, *sizes, 2**d, ...]``.
-
-    The children of a parent are in row-major order.
-    """
-    ndim = len(sizes)
-    x = _split(x, sizes, 2)
-    if ndim == 2:  # [B, s0, 2, s1, 2, ...] -> [B, s0, s1, 2, 2, ...]
-        x = x.transpose(2, 3)
-    return x.flatten(1 + ndim, 2 * ndim)
-
-
-def _cells(x: torch.Tensor, grid: Tuple[int, ...], width: int) -> torch.Tensor:
-    """Tokens ``[B, *tokens, heads, D]`` by cell: a view.
-
-    Returns:
-        Tensor: ``[B, *grid, heads, *(width, ) * d, D]``.
-    """
-    ndim = len(grid)
-    x = _split(x, grid, width)
-    outer = [1 + 2 * axis for axis in range(ndim)]
-    inner = [2 + 2 * axis for axis in range(ndim)]
-    return x.permute(0, *outer, x.ndim - 2, *inner, x.ndim - 1)
-
-
-def _depthwise(x: torch.Tensor, delta: torch.Tensor, grid: Tuple[int, ...],
-               width: int) -> torch.Tensor:
-    """Weighted sums over the tokens of each cell, channel by channel.
-
-    Args:
-        x (Tensor): ``[B, *tokens, heads, D]``.
-        delta (Tensor): ``[rank**d, width**d, D]``, tokens in row-major
-            order, in the dtype of ``x``.
-        grid (tuple[int]): Cells per axis.
-        width (int): Side of a cell.
-
-    Returns:
-        Tensor: ``[B, *grid, rank**d, heads, D]``.
-    """
-    ndim = len(grid)
-    if delta.shape[0] == 1:
-        # For one summary, a product and a sum of tokens where they lie beat
-        # a transposed copy.
-        blocks = _split(x, grid, width)  # [B, (g, w) per axis, heads, D]
-        taps = delta.reshape(*(width, 1) * ndim, -1)
-        part = blocks * taps
-        # One axis at a time: several at once are slow on a CPU.
-        for axis in reversed(range(ndim)):
-            part = part.sum(2 + 2 * axis)
-        return part.unsqueeze(1 + ndim)
-    cells = _cells(x, grid, width)  # [B, *grid, heads, *taps, D]
-    lead = cells.shape[:ndim + 2]
-    # Channels lead: [D, B*cells*heads, taps] @ [D, taps, rank**d].
-    cells = cells.movedim(-1, 0).flatten(ndim + 3).flatten(1, ndim + 2)
-    part = torch.bmm(cells, delta.permute(2, 1, 0)).unflatten(1, lead)
-    # [D, B, *grid, heads, rank**d] -> [B, *grid, rank**d, heads, D]
-    return part.movedim(0, -1).transpose(ndim + 1, ndim + 2)
+        steps = self.delta_step
+        return join(children, mass, steps[min(level, len(steps)) - 1])
 
 
 SUMMARIES = {

@@ -67,7 +67,7 @@ def softmax_shares(op: Callable[..., Tensor], query: Tensor, key: Tensor,
         ])
     for name in ('key_summaries', 'query_summaries'):
         if options.get(name) is not None:
-            options[name] = [x.float() for x in options[name]]
+            options[name] = options[name].float()  # packed
     options.pop('dropout_p', None)
     with torch.autocast(query.device.type, enabled=False):
         found = op(query.float(), key.float(), mark(query.shape[:-2], 0),

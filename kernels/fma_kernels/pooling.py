@@ -5,7 +5,8 @@ so sums and masses are carried upwards and divided once per level: the mean
 is that of the real tokens, on ragged and masked grids too.
 """
 from functools import lru_cache
-from typing import List, Optional, Tuple
+from math import prod
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -19,17 +20,18 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def block_sum(x: Tensor, blocks: Tuple[int, ...], sizes: Tuple[int,
+def blocks_of(x: Tensor, sizes: Tuple[int, ...], blocks: Tuple[int,
                                                                ...]) -> Tensor:
-    """Sums blocks of a grid.
+    """Cuts a grid into blocks.
 
     Args:
         x: ``[B, *grid, ...]``, zero-padded here up to ``sizes * blocks``.
-        blocks: side of a block, per axis.
         sizes: number of blocks, per axis.
+        blocks: side of a block, per axis.
 
     Returns:
-        ``[B, *sizes, ...]``.
+        ``[B, size0, block0, (size1, block1), ...]``; a view where nothing is
+        padded.
     """
     ndim = len(sizes)
     tail = x.shape[1 + ndim:]
@@ -44,8 +46,14 @@ def block_sum(x: Tensor, blocks: Tuple[int, ...], sizes: Tuple[int,
             spec += [0, extra]
         x = F.pad(x, spec)
     split = [n for size, block in zip(sizes, blocks) for n in (size, block)]
-    # [B, size0, block0, (size1, block1), ...] -> sum over the blocks
-    x = x.reshape(x.shape[0], *split, *tail)
+    return x.reshape(x.shape[0], *split, *tail)
+
+
+def block_sum(x: Tensor, blocks: Tuple[int, ...], sizes: Tuple[int,
+                                                               ...]) -> Tensor:
+    """Sums the blocks of :func:`blocks_of`, to ``[B, *sizes, ...]``."""
+    ndim = len(sizes)
+    x = blocks_of(x, sizes, blocks)
     # One axis at a time, the last first: several at once take a path that is
     # seven times slower on a CPU.
     for axis in reversed(range(ndim)):
@@ -54,16 +62,16 @@ def block_sum(x: Tensor, blocks: Tuple[int, ...], sizes: Tuple[int,
 
 
 def lattice_to_cells(x: Tensor, grid: Tuple[int, ...], rank: int) -> Tensor:
-    """``[B, *(grid * rank), ...]`` -> ``[B, *grid, rank ** d, ...]``."""
+    """``[B, *lattice, ...]`` -> ``[B, *grid, rank ** d, ...]``.
+
+    The lattice is zero-padded up to ``grid * rank``.
+    """
     ndim = len(grid)
-    tail = x.shape[1 + ndim:]
-    split = [n for size in grid for n in (size, rank)]
-    x = x.reshape(x.shape[0], *split, *tail)
-    order = [
-        0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2),
-        *range(1 + 2 * ndim, x.dim())
-    ]
-    return x.permute(order).reshape(x.shape[0], *grid, rank**ndim, *tail)
+    # [B, size0, rank, (size1, rank), ...]
+    x = blocks_of(x, grid, (rank, ) * ndim)
+    if ndim == 2:
+        x = x.transpose(2, 3)
+    return x.flatten(1 + ndim, 2 * ndim)
 
 
 def cells_to_lattice(x: Tensor, rank: int, ndim: int) -> Tensor:
@@ -75,7 +83,7 @@ def cells_to_lattice(x: Tensor, rank: int, ndim: int) -> Tensor:
     return x.reshape(x.shape[0], *(size * rank for size in grid), *tail)
 
 
-def _sums(x: Tensor, hierarchy: Hierarchy) -> List[Tensor]:
+def subcell_sums(x: Tensor, hierarchy: Hierarchy) -> List[Tensor]:
     """Sub-cell sums of every level, ``[B, *grid_l, rank ** d, ...]``."""
     found = []
     side = (hierarchy.cell_size // hierarchy.rank, ) * hierarchy.ndim
@@ -104,7 +112,7 @@ def masses(hierarchy: Hierarchy,
     if key_mask is None:
         return _masses_of_grid(hierarchy, device)
     # float64 counts exactly, and reduces faster than integers on a CPU.
-    sums = _sums(key_mask.to(torch.float64), hierarchy)
+    sums = subcell_sums(key_mask.to(torch.float64), hierarchy)
     return [level.to(torch.int64) for level in sums]
 
 
@@ -148,7 +156,7 @@ def average_pyramid(x: Tensor,
         return []
     if key_mask is not None:
         x = x.masked_fill(~key_mask[..., None, None], 0)
-    sums = _sums(x.to(accumulation_dtype(dtype)), hierarchy)
+    sums = subcell_sums(x.to(accumulation_dtype(dtype)), hierarchy)
     if mass is None:
         counts = masses(hierarchy, key_mask, x.device)
     else:
@@ -208,6 +216,16 @@ def unpack(packed: Tensor, hierarchy: Hierarchy) -> List[Tensor]:
         for level, grid in zip(
             packed.split(hierarchy.level_sizes, dim=1), hierarchy.grids)
     ]
+
+
+def packed_size(grid: Sequence[int], cell_size: int, num_levels: int,
+                rank: int) -> int:
+    """``M_total`` on a grid whose sizes may be symbolic."""
+    total = 0
+    for level in range(num_levels):
+        cells = [-(-size // (cell_size << level)) for size in grid]
+        total = total + prod(cells) * rank**len(grid)
+    return total
 
 
 def packed_mass(hierarchy: Hierarchy,

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from fma_kernels import Hierarchy, fma2d, naive
+from fma_kernels import Hierarchy, fma2d, naive, pooling
 from fma_vision.layers import FMAttention1D, FMAttention2D, rotate
 from fma_vision.utils.complexity import measure_complexity
 
@@ -29,11 +29,11 @@ def _expected(layer, x, key_mask=None):
     grid, names = x.shape[1:-1], ('query', 'key', 'value')
     tree = Hierarchy(grid, layer.cell_size, layer.num_levels, layer.rank)
     qkv = layer.qkv(x).unflatten(-1, (3, 2, 8)).unbind(-3)
-    given = {
-        f'{name}_summaries': getattr(layer, f'{name}_summaries')(y, tree,
-                                                                 key_mask)
-        for name, y in zip(names, qkv)
-    }
+    given = {}
+    for name, y in zip(names, qkv):
+        form = getattr(layer, f'{name}_summaries')
+        given[f'{name}_summaries'] = pooling.unpack(
+            form(y, tree, key_mask), tree)
     out, _ = naive(
         *qkv,
         tree,
@@ -117,7 +117,7 @@ def _slow(layer, x, key_mask, offset):
     x = x.masked_fill(~real[..., None], 0)
     query, key, value = layer.qkv(x).view(images, length, 3, 2, 8).unbind(2)
     tree = Hierarchy((length, ), layer.cell_size, rank=layer.rank)
-    asked, keys, values = (form(y, tree, key_mask)
+    asked, keys, values = (pooling.unpack(form(y, tree, key_mask), tree)
                            for form, y in ((layer.query_summaries,
                                             query), (layer.key_summaries, key),
                                            (layer.value_summaries, value)))

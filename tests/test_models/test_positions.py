@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fma_kernels import Hierarchy
+from fma_kernels import Hierarchy, pooling
 from fma_vision.layers import (AbsolutePosition, FMAttention1D, FMAttention2D,
                                RelativeBias, build_position, rotate)
 
@@ -75,10 +75,11 @@ def _slow(layer, x, key_mask=None):
     query, key, value = qkv.unbind(-3)
     tree = Hierarchy(grid, layer.cell_size, layer.num_levels, layer.rank,
                      layer.causal)
-    keys = layer.key_summaries(key, tree, key_mask)
-    values = layer.value_summaries(value, tree, key_mask)
+    keys = pooling.unpack(layer.key_summaries(key, tree, key_mask), tree)
+    values = pooling.unpack(layer.value_summaries(value, tree, key_mask), tree)
     if layer.pool_queries:
-        pooled = layer.query_summaries(query, tree, key_mask)
+        pooled = pooling.unpack(
+            layer.query_summaries(query, tree, key_mask), tree)
     tables = layer.relative_position_bias_table
     zero = x.new_zeros(heads)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fma_kernels import Hierarchy
+from fma_kernels import Hierarchy, pooling
 from fma_vision.layers import FMAttention1D, build_attention, rotate
 
 FORMS = ['avg', 'grouped_conv', 'conv', dict(type='hierarchical', shared=True)]
@@ -69,8 +69,10 @@ def _slow(layer, x, key_mask=None, offset=0):
     query, key, value = qkv.unbind(2)
     tree = Hierarchy((length, ), layer.cell_size, layer.num_levels, layer.rank,
                      layer.causal)
-    key_levels = layer.key_summaries(key, tree, key_mask)
-    value_levels = layer.value_summaries(value, tree, key_mask)
+    key_levels, value_levels = (
+        pooling.unpack(packed, tree)
+        for packed in (layer.key_summaries(key, tree, key_mask),
+                       layer.value_summaries(value, tree, key_mask)))
     real = torch.ones(x.shape[:2]).bool() if key_mask is None else key_mask
     rows = []
     for image in range(x.shape[0]):

@@ -66,7 +66,7 @@ def test_average_is_the_mean(grid, cell_size, rank, masked):
         if not mask[(image, *place)]:
             x[(image, *place)] = math.nan
     x.requires_grad_()
-    levels = form(x, tree, mask if masked else None)
+    levels = pooling.unpack(form(x, tree, mask if masked else None), tree)
     slopes = [torch.randn_like(level) for level in levels]
     sum((level * slope).sum()
         for level, slope in zip(levels, slopes)).backward()
@@ -97,7 +97,8 @@ def test_form_starts_as_the_mean(name, grid, cell_size, rank, masked):
     x, mask = _tokens(grid)
     mask = mask if masked else None
     means = pooling.average_pyramid(x, tree, mask)
-    for got, mean in zip(form(x, tree, mask), means, strict=True):
+    levels = pooling.unpack(form(x, tree, mask), tree)
+    for got, mean in zip(levels, means, strict=True):
         # Exact where the mean is taken at once, else to the last digits.
         tight = 1e-14 if 'delta_step.0' in form.state_dict() else 0
         torch.testing.assert_close(got, mean, rtol=tight, atol=tight)
@@ -183,7 +184,7 @@ def test_form_equals_definition(name, grid, cell_size, rank, masked):
     mask = mask if masked else None
     masses = pooling.masses(tree, mask)
     expected = _by_definition(x, tree, form, mask)
-    for level, got in enumerate(form(x, tree, mask)):
+    for level, got in enumerate(pooling.unpack(form(x, tree, mask), tree)):
         some = (masses[level] > 0).expand(got.shape[:-2])
         assert some.any()
         torch.testing.assert_close(got[some], expected[level][some])
@@ -198,7 +199,8 @@ def test_last_step_serves_the_levels_above(name, steps, grid, levels):
     x, mask = _tokens(grid)
     expected = _by_definition(x, tree, form, mask)
     masses = pooling.masses(tree, mask)
-    for got, wanted, mass in zip(form(x, tree, mask), expected, masses):
+    levels = pooling.unpack(form(x, tree, mask), tree)
+    for got, wanted, mass in zip(levels, expected, masses):
         torch.testing.assert_close(got[mass > 0], wanted[mass > 0])
 
 
@@ -217,9 +219,8 @@ def test_masked_nan_reaches_nothing(name):
     clean = form(x.masked_fill(~mask[..., None, None], 0), tree, mask)
     x = x.masked_fill(~mask[..., None, None], math.nan).requires_grad_()
     out = form(x, tree, mask)
-    for got, expected in zip(out, clean):
-        assert torch.equal(got, expected)
-    sum(level.sum() for level in out).backward()
+    assert torch.equal(out, clean)
+    out.sum().backward()
     assert (x.grad[~mask] == 0).all() and x.grad.isfinite().all()
     assert all(weight.grad.isfinite().all() for weight in form.parameters())
 
@@ -247,8 +248,8 @@ def test_shared_steps_train_small_and_run_large(layer, small, large, levels):
     x, mask = _tokens(large)
     masses = pooling.masses(tree, mask)
     expected = _by_definition(x, tree, attn.key_summaries, mask)
-    for got, wanted, mass in zip(
-            attn.key_summaries(x, tree, mask), expected, masses):
+    levels = pooling.unpack(attn.key_summaries(x, tree, mask), tree)
+    for got, wanted, mass in zip(levels, expected, masses):
         torch.testing.assert_close(got[mass > 0], wanted[mass > 0])
     out = attn(torch.randn(1, *large, 10, dtype=torch.double))
     assert out.isfinite().all()
@@ -268,7 +269,7 @@ def test_form_gradcheck(name, grid, rank):
 
     def run(x, *values):
         state = dict(zip(names, values))
-        return tuple(torch.func.functional_call(form, state, (x, tree, mask)))
+        return torch.func.functional_call(form, state, (x, tree, mask))
 
     assert torch.autograd.gradcheck(run, (x, *weights), fast_mode=True)
 
@@ -278,15 +279,16 @@ def test_half_precision_sums_in_float32(name):
     # 600 tokens of 150: their sum is beyond float16.
     tree, form = _form(name, (2400, ), 600, 1)
     x = torch.full((1, 2400, 1, 5), 150., dtype=torch.half)
-    for level in form(x, tree):
-        assert level.dtype == torch.half and (level == 150).all()
+    out = form(x, tree)
+    assert out.dtype == torch.half and (out == 150).all()
 
 
 @pytest.mark.parametrize('name', FORMS)
 def test_no_image_gives_no_summaries(name):
     tree, form = _form(name, (7, 11), 2, 2)
     x = torch.randn(0, 7, 11, 2, 5, dtype=torch.double)
-    shapes = [tuple(level.shape) for level in form(x, tree)]
+    levels = pooling.unpack(form(x, tree), tree)
+    shapes = [tuple(level.shape) for level in levels]
     assert shapes == [(0, *grid, 4, 2, 5) for grid in tree.grids]
 
 

@@ -9,7 +9,7 @@ from typing import List, Optional, Tuple
 
 import torch
 
-from fma_kernels import Hierarchy, auto_num_levels, fma1d, merge
+from fma_kernels import Hierarchy, auto_num_levels, fma1d, merge, pooling
 
 from ...layers import FMAttention1D, rotate
 from .chunk import Chunk, grown
@@ -174,17 +174,13 @@ class MultipoleStream:
             whole, needed = min(whole, limit), min(needed, limit)
         tree = Hierarchy((length, ), attn.cell_size, max(whole, needed),
                          attn.rank, True)
-        keys, values = (form(x, tree)
-                        for form, x in zip(self.forms, pair.unbind()))
-        turned = keys[:needed]
+        packed = torch.stack(
+            [form(x, tree) for form, x in zip(self.forms, pair.unbind())])
+        # The op takes no level that the chunk has no need of.
+        keys, values = packed[:, :, :sum(tree.level_sizes[:needed])]
         if attn.positions:
-            turned = [
-                rotate(
-                    x,
-                    attn.summary_positions(tree, level, x.device,
-                                           (chunk.start, )), attn.rotary_base)
-                for level, x in enumerate(turned, 1)
-            ]
+            at, = attn.summary_positions(tree, keys.device, (chunk.start, ))
+            keys = rotate(keys, at[:keys.shape[1]], attn.rotary_base)
         out, lse = fma1d(
             query,
             key,
@@ -192,14 +188,15 @@ class MultipoleStream:
             cell_size=attn.cell_size,
             num_levels=needed,
             rank=attn.rank,
-            key_summaries=turned,
-            value_summaries=values[:needed],
+            key_summaries=keys,
+            value_summaries=values,
             causal=True,
             mass=attn.mass,
             backend=attn.backend,
             return_lse=True)
-        levels = [torch.stack(both) for both in zip(keys, values)]
-        return out, lse, levels[:whole]
+        # [2 * B, M_total, heads, head_dim], by levels
+        levels = pooling.unpack(packed.flatten(0, 1), tree)
+        return out, lse, [x.unflatten(0, (2, -1)) for x in levels[:whole]]
 
     # ------------------------------------------------------------- reading
     def _read(self, pair: torch.Tensor, levels: Optional[List[torch.Tensor]],

@@ -5,7 +5,8 @@ from typing import Any, Dict, List, Optional
 import torch
 from torch import Tensor, nn
 
-from fma_kernels import Hierarchy, average_pyramid, fma1d
+from fma_kernels import Hierarchy, fma1d
+from fma_kernels.summaries import average_summaries
 from fma_vision.layers import FMAttention1D
 from fma_vision.layers.positions import rotate
 
@@ -49,10 +50,7 @@ def fma_call(subject: Subject,
                      causal=causal).trimmed()
     # For its centres of cells alone.
     layer = FMAttention1D(2, 1, cell_size, rank=rank)
-    centres = [
-        layer.summary_positions(tree, level, subject.query.device)
-        for level in range(1, tree.num_levels + 1)
-    ]
+    centres = layer.summary_positions(tree, subject.query.device)
     head_dim = subject.query.shape[-1]
     scale = head_dim**-.5
     turn = subject.unturned_key is not None and not turned
@@ -60,13 +58,8 @@ def fma_call(subject: Subject,
     if turn:
         asking, asked = subject.unturned_query, subject.unturned_key
 
-    def placed(levels: List[Tensor]) -> List[Tensor]:
-        if not turn:
-            return levels
-        return [
-            rotate(level, at, subject.rotary_base)
-            for level, at in zip(levels, centres)
-        ]
+    def placed(packed: Tensor) -> Tensor:
+        return rotate(packed, centres, subject.rotary_base) if turn else packed
 
     def weight(query: Tensor) -> Tensor:
         """What a query multiplies a variance by, before ``scale``."""
@@ -82,24 +75,19 @@ def fma_call(subject: Subject,
         query, key, value = subject.query, subject.key, subject.value
         options: Dict[str, Any] = {}
         if turn or spread:
-            keys = average_pyramid(asked, tree)
+            keys = average_summaries(asked, tree)
             options['key_summaries'] = placed(keys)
             if pool_queries:
                 options['query_summaries'] = placed(
-                    average_pyramid(asking, tree))
+                    average_summaries(asking, tree))
         if spread:
-            squares = average_pyramid(asked.square().mean(-1, True), tree)
-            variances = [(square - mean.square().mean(-1, True)).clamp(min=0)
-                         for square, mean in zip(squares, keys)]
-            options['key_summaries'] = [
-                wider(level, variance)
-                for level, variance in zip(options['key_summaries'], variances)
-            ]
+            squares = average_summaries(asked.square().mean(-1, True), tree)
+            variance = (squares - keys.square().mean(-1, True)).clamp(min=0)
+            options['key_summaries'] = wider(options['key_summaries'],
+                                             variance)
             if pool_queries:
-                options['query_summaries'] = [
-                    wider(level, weight(level))
-                    for level in options['query_summaries']
-                ]
+                asks = options['query_summaries']
+                options['query_summaries'] = wider(asks, weight(asks))
             query, key, value = (wider(query, weight(query)), wider(key),
                                  wider(value))
         out = fma1d(

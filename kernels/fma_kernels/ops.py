@@ -68,6 +68,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, key_summaries: Tensor,
     if not query.shape[0]:  # nothing to tile
         return empty_outputs(query)
     geometry = _geometry(query.shape, cell_size, num_levels, rank, causal)
+    if backend == 'torch':
+        from .options import Inputs, Options
+        return backends.load(backend).forward(Inputs(query, key, value, key_summaries, value_summaries, key_mask, seed, near_bias, far_bias), geometry, Options(backend, use_mass, scale, dropout_p))
     return backends.load(backend).forward(
         query, key, value, key_summaries, value_summaries,
         packed_mass(geometry, key_mask, query.device), key_mask, geometry,
@@ -98,6 +101,10 @@ def attention_backward(
         return (*empty_grads(*inputs), *(x.zero_() for x in tables))
     geometry = _geometry(query.shape, cell_size, num_levels, rank, causal)
     biases = _given(near_bias, far_bias)
+    if backend == 'torch':
+        from .options import Inputs, Options
+        g= backends.load(backend).backward(grad_out, grad_lse, Inputs(query, key, value, key_summaries, value_summaries, key_mask, seed, near_bias, far_bias), out, lse, geometry, Options(backend, use_mass, scale, dropout_p))
+        return tuple(query.new_empty(0) if x is None else x for x in g)
     grads = backends.load(backend).backward(
         grad_out, grad_lse, *inputs,
         packed_mass(geometry, key_mask, query.device), key_mask, geometry,
@@ -168,6 +175,8 @@ def pool(x: Tensor, key_mask: Optional[Tensor], cell_size: int,
     if not x.shape[0]:
         return x.new_empty((0, geometry.num_summaries, *x.shape[-2:]))
     mass = packed_mass(geometry, key_mask, x.device)
+    if backend == 'torch':
+        return backends.load(backend).pool(x, key_mask, geometry)
     return backends.load(backend).pool(x, key_mask, mass, geometry)
 
 
@@ -186,6 +195,8 @@ def pool_backward(grad: Tensor, key_mask: Optional[Tensor], shape: List[int],
         return grad.new_empty(shape)
     geometry = _geometry(shape, cell_size, num_levels, rank, False)
     mass = packed_mass(geometry, key_mask, grad.device)
+    if backend == 'torch':
+        return backends.load(backend).pool_backward(grad, key_mask, geometry).contiguous()
     return backends.load(backend).pool_backward(
         grad, key_mask, mass, geometry, torch.Size(shape)).contiguous()
 

@@ -24,7 +24,7 @@ def _geometry(grid: List[int], *sizes: int) -> Hierarchy:
 
 def _module(backend: str) -> ModuleType:
     """Where a backend has the forward and backward of both ops."""
-    return backends.load('levels' if backend == 'torch' else backend)
+    return backends.load(backend)
 
 
 def _zeros_for(grads: Tuple[Optional[Tensor], ...],
@@ -60,6 +60,9 @@ def far_field(query_summaries: Tensor, key_summaries: Tensor,
     if not query_summaries.shape[0]:
         return _empty_far(query_summaries)
     geometry = _geometry(grid, cell_size, num_levels, rank)
+    if backend == 'torch':
+        from .options import Options
+        return _module(backend).far_forward(query_summaries, key_summaries, value_summaries, key_mask, seed, geometry, Options(backend, use_mass, scale, dropout_p))
     return _module(backend).far_forward(
         query_summaries, key_summaries, value_summaries,
         packed_mass(geometry, key_mask, query_summaries.device), geometry,
@@ -91,6 +94,9 @@ def far_field_backward(grad_out: Tensor, grad_lse: Tensor,
     if not query_summaries.shape[0]:
         return empty_grads(*inputs)
     geometry = _geometry(grid, cell_size, num_levels, rank)
+    if backend == 'torch':
+        from .options import Options
+        return _module(backend).far_backward(grad_out, grad_lse, *inputs, key_mask, seed, out, lse, geometry, Options(backend, use_mass, scale, dropout_p))
     return _module(backend).far_backward(
         grad_out, grad_lse, *inputs,
         packed_mass(geometry, key_mask, query_summaries.device), geometry,
@@ -141,6 +147,9 @@ def near_field(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
     if not query.shape[0]:
         return empty_outputs(query)
     geometry = _geometry(query.shape[1:-2], cell_size, 1, rank)
+    if backend == 'torch':
+        from .options import Options
+        return _module(backend).near_forward(query, key, value, far_out, far_lse, key_mask, seed, geometry, Options(backend, True, scale, dropout_p))
     return _module(backend).near_forward(query, key, value, far_out, far_lse,
                                          key_mask, geometry, scale, dropout_p,
                                          seed)
@@ -163,6 +172,9 @@ def near_field_backward(
     if not query.shape[0]:
         return empty_grads(*inputs)
     geometry = _geometry(query.shape[1:-2], cell_size, 1, rank)
+    if backend == 'torch':
+        from .options import Options
+        return _module(backend).near_backward(grad_out, grad_lse, *inputs, key_mask, seed, out, lse, geometry, Options(backend, True, scale, dropout_p))
     return _module(backend).near_backward(grad_out, grad_lse, *inputs,
                                           key_mask, geometry, scale, dropout_p,
                                           seed, out, lse)

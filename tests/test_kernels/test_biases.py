@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fma_kernels import Hierarchy, fma1d, fma2d
-from fma_kernels.backends import biases
+
 from fma_kernels.backends import torch as blocked
-from fma_kernels.backends.tiling import tiling
+
 from fma_kernels.testing import (assert_close, random_biases, random_mask,
                                  random_qkv)
 

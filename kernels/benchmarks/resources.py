@@ -27,7 +27,7 @@ from fma_kernels import Hierarchy
 from fma_kernels.backends import triton as fused
 from fma_kernels.backends.triton import (ancestors, call, configs, keys,
                                          pooling, queries, subcells, summaries)
-from fma_kernels.pooling import packed_mass
+from fma_kernels.options import Inputs, Options
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 
@@ -163,7 +163,6 @@ def launches(case: Case, target: int) -> List[Launch]:
     q, k, v = torch.empty((1, *case.shape, 3, case.heads, case.head_dim),
                           dtype=dtype).unbind(-3)
     mask = torch.ones((1, *case.shape), dtype=bool) if case.masked else None
-    mass = packed_mass(h, mask)
     found = []
 
     def record(kernel, programs, config, arguments):
@@ -182,41 +181,44 @@ def launches(case: Case, target: int) -> List[Launch]:
     try:
         summary = torch.empty((1, h.num_summaries, case.heads, case.head_dim),
                               dtype=dtype)
-        (_pooled if case.pooled else _plain)((q, k, v), summary, mass, mask, h)
+        (_pooled if case.pooled else _plain)((q, k, v), summary, mask, h)
         if h.num_levels:
-            fused.pool(k, mask, mass, h)
-            fused.pool_backward(summary, mask, mass, h, k.shape)
+            fused.pool(k, mask, h)
+            fused.pool_backward(summary, mask, h)
+            fused.pool_backward(summary, mask, h, torch.empty_like(k))
     finally:
         for patch in patches:
             patch.stop()
     return found
 
 
-def _dropout(mask: Optional[Tensor]) -> tuple:
-    """Probability and seed: a mask turns dropout on."""
-    return (0.0, None) if mask is None else (0.1, torch.tensor(1))
+def _dropout(mask: Optional[Tensor]) -> Tuple[Options, Optional[Tensor]]:
+    """Options and seed: a mask turns dropout on."""
+    if mask is None:
+        return Options(scale=0.1), None
+    return Options(scale=0.1, dropout_p=0.1), torch.tensor(1)
 
 
-def _plain(qkv: Tuple[Tensor, ...], summary: Tensor, mass: Tensor,
-           mask: Optional[Tensor], h: Hierarchy) -> None:
+def _plain(qkv: Tuple[Tensor, ...], summary: Tensor, mask: Optional[Tensor],
+           h: Hierarchy) -> None:
     """Forward and backward of plain queries."""
-    inputs = *qkv, summary, summary
-    options = mass, mask, h, True, 0.1, *_dropout(mask)
-    results = fused.forward(*inputs, *options)
-    fused.backward(*results, *inputs, *options, *results)
+    options, seed = _dropout(mask)
+    inputs = Inputs(*qkv, summary, summary, mask, seed)
+    results = fused.forward(inputs, h, options)
+    fused.backward(*results, inputs, *results, h, options)
 
 
-def _pooled(qkv: Tuple[Tensor, ...], summary: Tensor, mass: Tensor,
-            mask: Optional[Tensor], h: Hierarchy) -> None:
+def _pooled(qkv: Tuple[Tensor, ...], summary: Tensor, mask: Optional[Tensor],
+            h: Hierarchy) -> None:
     """Forward and backward of pooled queries, far and near field."""
-    inputs = summary, summary, summary
-    options = mass, h, True, 0.1, *_dropout(mask)
-    far = fused.far_forward(*inputs, *options)
-    fused.far_backward(*far, *inputs, *options, *far)
+    options, seed = _dropout(mask)
+    inputs = summary, summary, summary, mask, seed
+    far = fused.far_forward(*inputs, h, options)
+    fused.far_backward(*far, *inputs, *far, h, options)
     level = (x[:, :h.level_sizes[0]] for x in far)
-    inputs = *qkv, *level, mask, h, 0.1, *_dropout(mask)
-    results = fused.near_forward(*inputs)
-    fused.near_backward(*results, *inputs, *results)
+    inputs = *qkv, *level, mask, seed
+    results = fused.near_forward(*inputs, h, options)
+    fused.near_backward(*results, *inputs, *results, h, options)
 
 
 _DONE: Dict[str, Dict[str, int]] = {}

@@ -2,7 +2,7 @@
 import os
 from importlib.util import find_spec
 from math import isfinite, prod
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from .geometry import Hierarchy
 _HAS_TRITON = find_spec('triton') is not None
 # Triton's interpreter runs kernels on a CPU; it is chosen at import.
 _INTERPRETED = os.environ.get('TRITON_INTERPRET', '0') == '1'
-_HAS_FLEX = find_spec('torch.nn.attention.flex_attention') is not None
-_DENSE_TOKENS = 16384
+_NO_EXPORT = "ONNX export takes PyTorch's operators: backend='torch'"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -69,7 +68,8 @@ def check_options(scale, dropout_p, dropout_seed, **flags) -> None:
                         f'{dropout_seed!r}')
 
 
-def check_pooled_queries(pool_queries: bool, query_summaries: Optional[list],
+def check_pooled_queries(pool_queries: bool,
+                         query_summaries: Union[None, Tensor, List[Tensor]],
                          causal: bool) -> None:
     """What does not go with, or without, ``pool_queries``."""
     if pool_queries and causal:
@@ -98,45 +98,48 @@ def check_key_mask(key_mask: Optional[Tensor], query: Tensor) -> None:
                          f'{query.device}, got {key_mask.device}')
 
 
-def check_summaries(name: str, summaries: Optional[List[Tensor]],
+def _check_floating(name: str, x: Tensor, layout: str, shape: Tuple[int, ...],
+                    query: Tensor) -> None:
+    _check_tensor(name, x)
+    if x.shape != shape:
+        raise ValueError(f'{name} must be {layout} = {shape}, got '
+                         f'{tuple(x.shape)}')
+    if not x.dtype.is_floating_point:
+        raise TypeError(f'{name} must be floating point, got {x.dtype}')
+    if x.device != query.device:
+        raise ValueError(f'{name} must be on the device of query '
+                         f'{query.device}, got {x.device}')
+
+
+def check_summaries(name: str, summaries: Union[None, Tensor, List[Tensor]],
                     query: Tensor, hierarchy: Hierarchy) -> None:
-    """Per level ``[B, *grid_l, rank ** d, heads, head_dim]``."""
+    """Per level ``[B, *grid_l, rank ** d, heads, head_dim]``, or packed.
+
+    Packed are all levels in one tensor ``[B, M_total, heads, head_dim]``.
+    """
     if summaries is None:
         return
+    batch, heads, dim = query.shape[0], *query.shape[-2:]
+    if isinstance(summaries, Tensor) and summaries.dim() == 4:
+        _check_floating(f'{name}, packed,', summaries,
+                        '[B, M_total, heads, head_dim]',
+                        (batch, hierarchy.num_summaries, heads, dim), query)
+        return
     if not isinstance(summaries, (list, tuple)):
-        raise TypeError(f'{name} must be a list with one tensor per level, '
-                        f'got {type(summaries).__name__}')
+        found = type(summaries).__name__
+        if isinstance(summaries, Tensor):
+            found += f' of shape {tuple(summaries.shape)}'
+        raise TypeError(f'{name} must be a list with one tensor per level, or '
+                        'packed in one tensor [B, M_total, heads, head_dim], '
+                        f'got {found}')
     if len(summaries) != hierarchy.num_levels:
         raise ValueError(f'{name} must hold one tensor for each of the '
                          f'{hierarchy.num_levels} levels, got '
                          f'{len(summaries)}')
     for level, (x, grid) in enumerate(zip(summaries, hierarchy.grids), 1):
-        _check_tensor(f'{name} of level {level}', x)
-        shape = (query.shape[0], *grid, hierarchy.num_parts, *query.shape[-2:])
-        if x.shape != shape:
-            raise ValueError(f'{name} of level {level} must be '
-                             f'[B, *grid_l, rank ** d, heads, head_dim] = '
-                             f'{shape}, got {tuple(x.shape)}')
-        if not x.dtype.is_floating_point:
-            raise TypeError(f'{name} of level {level} must be floating '
-                            f'point, got {x.dtype}')
-        if x.device != query.device:
-            raise ValueError(f'{name} of level {level} must be on the '
-                             f'device of query {query.device}, got '
-                             f'{x.device}')
-
-
-def _check_bias(name: str, bias: Tensor, layout: str, shape: Tuple[int, ...],
-                query: Tensor) -> None:
-    _check_tensor(name, bias)
-    if bias.shape != shape:
-        raise ValueError(f'{name} must be {layout} = {shape}, got '
-                         f'{tuple(bias.shape)}')
-    if not bias.dtype.is_floating_point:
-        raise TypeError(f'{name} must be floating point, got {bias.dtype}')
-    if bias.device != query.device:
-        raise ValueError(f'{name} must be on the device of query '
-                         f'{query.device}, got {bias.device}')
+        _check_floating(f'{name} of level {level}', x,
+                        '[B, *grid_l, rank ** d, heads, head_dim]',
+                        (batch, *grid, hierarchy.num_parts, heads, dim), query)
 
 
 def check_biases(near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
@@ -145,7 +148,7 @@ def check_biases(near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
     d, m, heads = hierarchy.ndim, hierarchy.cell_size, query.shape[-2]
     if near_bias is not None:
         shape = (heads, (4 * m - 1)**d)
-        _check_bias('near_bias', near_bias, '[heads, (4m-1)^d]', shape, query)
+        _check_floating('near_bias', near_bias, '[heads, (4m-1)^d]', shape, query)
         if hierarchy.num_levels == 0 and max(hierarchy.leaf_grid) > 2:
             raise ValueError('near_bias covers neighbouring cells only; it '
                              'must be None when num_levels=0 on a grid of '
@@ -160,7 +163,7 @@ def check_biases(near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
                              f'{len(far_bias)}')
         shape = (heads, hierarchy.num_parts, 7**d)
         for level, bias in enumerate(far_bias, 1):
-            _check_bias(f'far_bias of level {level}', bias,
+            _check_floating(f'far_bias of level {level}', bias,
                         '[heads, rank^d, 7^d]', shape, query)
 
 
@@ -226,6 +229,8 @@ def refuse_triton(request: Request) -> Optional[str]:
             return 'it needs compute capability 7.5 or newer'
         if request.dtype == torch.bfloat16 and capability < (8, 0):
             return 'bfloat16 needs compute capability 8.0 or newer'
+    if torch.onnx.is_in_onnx_export():
+        return _NO_EXPORT
     if request.dtype == torch.float64:
         return 'it has no float64'
     if request.head_dim > 128:
@@ -238,22 +243,29 @@ def refuse_torch(request: Request) -> Optional[str]:
     return _refuse_biases(request) if request.pool_queries else None
 
 
-def refuse_flex(request: Request) -> Optional[str]:
-    """Why flex_attention cannot run, or None."""
-    if not _HAS_FLEX:
-        return 'flex_attention needs PyTorch 2.5 or newer'
-    if request.device.type not in ('cpu', 'cuda'):
-        return f'it needs a CPU or a CUDA device, not {request.device}'
-    dense = request.device.type == 'cpu' or request.dtype == torch.float64
-    if dense and request.tokens > _DENSE_TOKENS:
-        return ('on a CPU and in float64 it holds all tokens x keys: at most '
-                f"{_DENSE_TOKENS} tokens, got {request.tokens}; "
-                "backend='torch' has no such limit")
-    if request.dropout:
-        return "it cannot drop weights; backend='torch' can"
+@torch.compiler.assume_constant_result
+def _native_reason() -> Optional[str]:
+    """Why the C library is not there, or None; the compiler asks once."""
+    try:
+        from .backends.native.library import unavailable
+    except ModuleNotFoundError:
+        return 'it is not built'
+    return unavailable()
+
+
+def refuse_native(request: Request) -> Optional[str]:
+    """Why the fused kernels in C cannot run, or None."""
+    if request.device.type != 'cpu':
+        return f'it needs a CPU, not {request.device}'
+    if torch.onnx.is_in_onnx_export():
+        return _NO_EXPORT
+    if request.dtype == torch.float64:
+        return "it has no float64; backend='torch' has"
     if request.pool_queries:
-        return "it has no pool_queries yet; backend='torch' has"
-    return _refuse_biases(request)
+        reason = _refuse_biases(request)
+        if reason is not None:
+            return reason
+    return _native_reason()
 
 
 def refuse_naive(request: Request) -> Optional[str]:
@@ -263,12 +275,12 @@ def refuse_naive(request: Request) -> Optional[str]:
 
 REFUSALS = {
     'triton': refuse_triton,
+    'native': refuse_native,
     'torch': refuse_torch,
-    'flex': refuse_flex,
     'naive': refuse_naive
 }
 # Best first: 'auto' takes the first that does not refuse.
-AUTO = ('triton', 'torch', 'naive')
+AUTO = ('triton', 'native', 'torch', 'naive')
 
 
 def refusal(backend: str, request: Request) -> Optional[str]:

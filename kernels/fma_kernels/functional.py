@@ -1,4 +1,5 @@
 """The public ops: validate, choose a backend once, call it."""
+from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -8,11 +9,13 @@ from . import checks
 from .dropout import draw_seed
 from .geometry import Hierarchy
 from .naive import naive
-from .ops import attention, pool
-from .pooled import far_field, near_field
-from .pooling import accumulation_dtype, pack, packed_mass
+from .ops import attend, pool
+from .options import Inputs, Options
+from .pooled import attend_pooled
+from .pooling import accumulation_dtype, pack, unpack
 
 Output = Union[Tensor, Tuple[Tensor, Tensor]]
+Summaries = Union[None, Tensor, List[Tensor]]  # packed, or level by level
 
 
 def explain_backend(query: Tensor,
@@ -42,13 +45,65 @@ def explain_backend(query: Tensor,
     return '\n'.join(lines)
 
 
-def _choose_backend(backend: str, request: checks.Request) -> str:
-    if backend == 'auto':
-        return next(
-            name for name in checks.AUTO
-            if checks.refusal(name, request) is None)
-    checks.can_run(backend, request, raise_error=True)
-    return backend
+@dataclass
+class _Call:
+    """The arguments of the public ops, in their order."""
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    cell_size: int
+    num_levels: Optional[int]
+    rank: int
+    key_summaries: Summaries
+    value_summaries: Summaries
+    causal: bool
+    mass: bool
+    scale: Optional[float]
+    key_mask: Optional[Tensor]
+    pool_queries: bool
+    query_summaries: Summaries
+    near_bias: Optional[Tensor]
+    far_bias: Optional[List[Tensor]]
+    dropout_p: float
+    dropout_seed: Optional[int]
+    backend: str
+    return_lse: bool
+
+    def check(self, ndim: int) -> Hierarchy:
+        """Raises what the public ops raise, or gives the geometry."""
+        query = self.query
+        checks.check_qkv(query, self.key, self.value, ndim)
+        checks.check_options(
+            self.scale,
+            self.dropout_p,
+            self.dropout_seed,
+            causal=self.causal,
+            mass=self.mass,
+            pool_queries=self.pool_queries,
+            return_lse=self.return_lse)
+        checks.check_pooled_queries(self.pool_queries, self.query_summaries,
+                                    self.causal)
+        checks.check_key_mask(self.key_mask, query)
+        hierarchy = Hierarchy(
+            tuple(query.shape[1:-2]), self.cell_size, self.num_levels,
+            self.rank, self.causal)
+        for name, x in (('query_summaries', self.query_summaries),
+                        ('key_summaries', self.key_summaries),
+                        ('value_summaries', self.value_summaries)):
+            checks.check_summaries(name, x, query, hierarchy)
+        checks.check_biases(self.near_bias, self.far_bias, query, hierarchy)
+        return hierarchy
+
+    def choose_backend(self) -> str:
+        """A name of ``checks.REFUSALS``."""
+        request = checks.Request.of(self.query, self.near_bias, self.far_bias,
+                                    self.dropout_p, self.pool_queries)
+        if self.backend == 'auto':
+            return next(
+                name for name in checks.AUTO
+                if checks.refusal(name, request) is None)
+        checks.can_run(self.backend, request, raise_error=True)
+        return self.backend
 
 
 def _under_autocast(tensors: List[Optional[Tensor]]) -> List[Tensor]:
@@ -64,123 +119,90 @@ def _under_autocast(tensors: List[Optional[Tensor]]) -> List[Tensor]:
     ]
 
 
-def _fma(ndim: int, query: Tensor, key: Tensor, value: Tensor, *,
-         cell_size: int, num_levels: Optional[int], rank: int,
-         key_summaries: Optional[List[Tensor]],
-         value_summaries: Optional[List[Tensor]], causal: bool, mass: bool,
-         scale: Optional[float], key_mask: Optional[Tensor],
-         pool_queries: bool, query_summaries: Optional[List[Tensor]],
-         near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
-         dropout_p: float, dropout_seed: Optional[int], backend: str,
-         return_lse: bool) -> Output:
-    query, key, value = _under_autocast([query, key, value])
-    checks.check_qkv(query, key, value, ndim)
-    checks.check_options(
-        scale,
-        dropout_p,
-        dropout_seed,
-        causal=causal,
-        mass=mass,
-        pool_queries=pool_queries,
-        return_lse=return_lse)
-    checks.check_pooled_queries(pool_queries, query_summaries, causal)
-    checks.check_key_mask(key_mask, query)
-    geometry = Hierarchy(
-        tuple(query.shape[1:-2]), cell_size, num_levels, rank, causal)
-    for name, levels in (('query_summaries', query_summaries),
-                         ('key_summaries', key_summaries), ('value_summaries',
-                                                            value_summaries)):
-        checks.check_summaries(name, levels, query, geometry)
-    checks.check_biases(near_bias, far_bias, query, geometry)
-    backend = _choose_backend(
-        backend,
-        checks.Request.of(query, near_bias, far_bias, dropout_p, pool_queries))
-
-    scale = float(query.shape[-1]**-0.5 if scale is None else scale)
-    if key_mask is not None:
+def _fma(ndim: int, call: _Call) -> Output:
+    call.query, call.key, call.value = _under_autocast(
+        [call.query, call.key, call.value])
+    hierarchy = call.check(ndim)
+    query, mask = call.query, call.key_mask
+    scale = query.shape[-1]**-0.5 if call.scale is None else call.scale
+    options = Options(call.choose_backend(), call.mass, float(scale),
+                      float(call.dropout_p))
+    if mask is not None:
         # A masked token still asks, but what is not a number asks nothing.
-        query = torch.where(key_mask[..., None, None], query,
-                            query.nan_to_num(0.0, 0.0, 0.0))
-    if dropout_seed is not None:
+        call.query = torch.where(mask[..., None, None], query,
+                                 query.nan_to_num(0.0, 0.0, 0.0))
+    if call.dropout_seed is not None:
         # One number for every backend: the core op holds it in an int64.
-        dropout_seed %= 2**63
-    if backend == 'naive':
-        if dropout_p > 0 and dropout_seed is None:
-            dropout_seed = draw_seed()
-        out, lse = naive(query, key, value, geometry, key_summaries,
-                         value_summaries, mass, scale, key_mask, near_bias,
-                         far_bias, dropout_p, dropout_seed, pool_queries,
-                         query_summaries)
-    else:
-        out, lse = _packed(backend, query, key, value, key_summaries,
-                           value_summaries, mass, scale, key_mask,
-                           pool_queries, query_summaries, near_bias, far_bias,
-                           dropout_p, dropout_seed, geometry, return_lse)
-    return (out, lse) if return_lse else out
+        call.dropout_seed %= 2**63
+    run = _naive if options.backend == 'naive' else _packed
+    out, lse = run(call, hierarchy, options)
+    return (out, lse) if call.return_lse else out
 
 
-def _packed(backend: str, query: Tensor, key: Tensor, value: Tensor,
-            key_summaries: Optional[List[Tensor]],
-            value_summaries: Optional[List[Tensor]], mass: bool, scale: float,
-            key_mask: Optional[Tensor], pool_queries: bool,
-            query_summaries: Optional[List[Tensor]],
-            near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
-            dropout_p: float, dropout_seed: Optional[int], geometry: Hierarchy,
-            return_lse: bool) -> Tuple[Tensor, Tensor]:
-    """Pools what is not given, packs the levels and calls the core ops."""
-    batch, (heads, dim) = query.shape[0], query.shape[-2:]
-    geometry = geometry.trimmed()
-    sizes = geometry.cell_size, geometry.num_levels, geometry.rank
-    # flex_attention differentiates itself, it has no pooling of its own.
-    core = 'torch' if backend == 'flex' else backend
+def _naive(call: _Call, hierarchy: Hierarchy,
+           options: Options) -> Tuple[Tensor, Tensor]:
 
-    def needed(levels: List[Tensor]) -> List[Tensor]:
+    def levels(x: Summaries) -> Optional[List[Tensor]]:
+        return unpack(x, hierarchy) if isinstance(x, Tensor) else x
+
+    seed = call.dropout_seed
+    if options.dropout_p > 0 and seed is None:
+        seed = draw_seed()
+    return naive(call.query, call.key, call.value, hierarchy,
+                 levels(call.key_summaries), levels(call.value_summaries),
+                 options.mass, options.scale, call.key_mask, call.near_bias,
+                 call.far_bias, options.dropout_p, seed, call.pool_queries,
+                 levels(call.query_summaries))
+
+
+def _packed(call: _Call, hierarchy: Hierarchy,
+            options: Options) -> Tuple[Tensor, Tensor]:
+    """Packs the levels and calls the core ops."""
+    query, mask = call.query, call.key_mask
+    h = hierarchy.trimmed()
+
+    def packed(x: Summaries) -> Optional[Tensor]:
+        if not isinstance(x, Tensor):
+            if not x:
+                return None
+            x = pack(x, h.ndim)
         # What is given beyond the needed levels is attended by nobody: it
         # stays in the graph, with a gradient of zero.
-        count = geometry.num_levels
-        return [*levels[:count], *(x[:, :0] for x in levels[count:])]
+        return x[:, :h.num_summaries].to(query.dtype)
 
-    def packed(x: Tensor, levels: Optional[List[Tensor]]) -> Tensor:
-        if levels is None and geometry.num_levels:
-            return pool(x, key_mask, *sizes, core)
-        if not levels:
-            return x.new_zeros((batch, 0, heads, dim))
-        return pack(needed(levels), geometry.ndim).to(x.dtype)
+    def average(x: Tensor) -> Tensor:
+        return pool(x, mask, h.cell_size, h.num_levels, h.rank,
+                    options.backend)
 
-    summaries = packed(key, key_summaries), packed(value, value_summaries)
-    if backend == 'flex':
-        from .backends.flex import flex
-        mass_packed = packed_mass(geometry, key_mask, query.device)
-        return flex(query, key, value, *summaries, mass_packed, key_mask,
-                    geometry, mass, scale, return_lse)
-    seed = None
-    if dropout_p > 0:
+    seed = far_bias = None
+    if options.dropout_p > 0:
         # A tensor, so that a compiled graph draws anew at every call.
         device = query.device
         seed = (
             torch.randint(0, 2**31 - 1, (), device=device)
-            if dropout_seed is None else torch.full(
-                (), dropout_seed, dtype=torch.int64, device=device))
-    options = scale, float(dropout_p), backend
-    if pool_queries and geometry.num_levels:
-        out, lse = far_field(
-            packed(query, query_summaries), *summaries, key_mask, seed,
-            list(geometry.shape), *sizes, mass, *options)
-        leaves = geometry.level_sizes[0]
-        return near_field(query, key, value, out[:, :leaves], lse[:, :leaves],
-                          key_mask, seed, geometry.cell_size, geometry.rank,
-                          *options)
-    if query_summaries:
-        # Nobody is far: adds the sum of nothing, which keeps them in the
-        # graph.
-        query = query + packed(query, query_summaries).sum()
-    far = None
-    if far_bias:
+            if call.dropout_seed is None else torch.full(
+                (), call.dropout_seed, dtype=torch.int64, device=device))
+    if call.far_bias:
         # [heads, levels, parts, 7 ** d]
         acc = accumulation_dtype(query.dtype)
-        far = torch.cat(needed([x[:, None].to(acc) for x in far_bias]), dim=1)
-    return attention(query, key, value, *summaries, key_mask, seed, near_bias,
-                     far, *sizes, geometry.causal, mass, *options)
+        far_bias = torch.stack([x.to(acc) for x in call.far_bias], dim=1)
+        far_bias = far_bias[:, :h.num_levels]
+    inputs = Inputs(query, call.key, call.value, packed(call.key_summaries),
+                    packed(call.value_summaries), mask, seed, call.near_bias,
+                    far_bias)
+    asking = packed(call.query_summaries)
+    if not call.pool_queries or not h.num_levels:
+        if asking is not None:
+            # Nobody is far: adds the sum of nothing, which keeps them in the
+            # graph.
+            inputs = Inputs(query + asking.sum(), *inputs[1:])
+        return attend(inputs, h, options)
+    given = asking, inputs.key_summaries, inputs.value_summaries
+    asking, *summaries = (
+        average(x) if summary is None else summary
+        for x, summary in zip(inputs[:3], given))
+    return attend_pooled(
+        Inputs(*inputs[:3], *summaries, mask, seed), asking, h, options)
 
 
 def fma1d(query: Tensor,
@@ -190,14 +212,14 @@ def fma1d(query: Tensor,
           cell_size: int,
           num_levels: Optional[int] = None,
           rank: int = 1,
-          key_summaries: Optional[List[Tensor]] = None,
-          value_summaries: Optional[List[Tensor]] = None,
+          key_summaries: Summaries = None,
+          value_summaries: Summaries = None,
           causal: bool = False,
           mass: bool = True,
           scale: Optional[float] = None,
           key_mask: Optional[Tensor] = None,
           pool_queries: bool = False,
-          query_summaries: Optional[List[Tensor]] = None,
+          query_summaries: Summaries = None,
           near_bias: Optional[Tensor] = None,
           far_bias: Optional[List[Tensor]] = None,
           dropout_p: float = 0.0,
@@ -217,7 +239,9 @@ def fma1d(query: Tensor,
             attention.
         rank: summaries per cell, the paper's p; divides ``cell_size``.
         key_summaries, value_summaries: per level ``[B, cells, rank, heads,
-            head_dim]``; the average over real tokens by default.
+            head_dim]``, or all levels packed in one tensor ``[B, M_total,
+            heads, head_dim]``, the first level first; the average over real
+            tokens by default.
         causal: query i sees tokens j <= i and cells strictly to the left.
             As in any masked product, 0 times a later NaN or Inf is NaN.
         mass: add log(number of tokens) to a summary's logit.
@@ -232,13 +256,13 @@ def fma1d(query: Tensor,
         near_bias: ``[heads, 4 * cell_size - 1]``, by token offset, key minus
             query; any floating dtype. Added to logits, not scaled.
         far_bias: per level ``[heads, rank, 7]``, by cell offset clamped to
-            +-3. Biases run on 'torch' and 'naive', with ``pool_queries`` on
+            +-3. Biases do not run on 'triton', with ``pool_queries`` on
             'naive' alone.
         dropout_p: probability that a normalised weight is dropped; pooled
             queries drop one for all tokens of a sub-cell.
         dropout_seed: same seed, same decisions, in every backend; drawn
             from PyTorch's generator by default.
-        backend: 'auto', 'triton', 'torch', 'flex' or 'naive';
+        backend: 'auto', 'triton', 'native', 'torch' or 'naive';
             :func:`explain_backend`.
         return_lse: also return the log-sum-exp.
 
@@ -254,26 +278,10 @@ def fma1d(query: Tensor,
     """
     return _fma(
         1,
-        query,
-        key,
-        value,
-        cell_size=cell_size,
-        num_levels=num_levels,
-        rank=rank,
-        key_summaries=key_summaries,
-        value_summaries=value_summaries,
-        causal=causal,
-        mass=mass,
-        scale=scale,
-        key_mask=key_mask,
-        pool_queries=pool_queries,
-        query_summaries=query_summaries,
-        near_bias=near_bias,
-        far_bias=far_bias,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        backend=backend,
-        return_lse=return_lse)
+        _Call(query, key, value, cell_size, num_levels, rank, key_summaries,
+              value_summaries, causal, mass, scale, key_mask, pool_queries,
+              query_summaries, near_bias, far_bias, dropout_p, dropout_seed,
+              backend, return_lse))
 
 
 def fma2d(query: Tensor,
@@ -283,13 +291,13 @@ def fma2d(query: Tensor,
           cell_size: int,
           num_levels: Optional[int] = None,
           rank: int = 1,
-          key_summaries: Optional[List[Tensor]] = None,
-          value_summaries: Optional[List[Tensor]] = None,
+          key_summaries: Summaries = None,
+          value_summaries: Summaries = None,
           mass: bool = True,
           scale: Optional[float] = None,
           key_mask: Optional[Tensor] = None,
           pool_queries: bool = False,
-          query_summaries: Optional[List[Tensor]] = None,
+          query_summaries: Summaries = None,
           near_bias: Optional[Tensor] = None,
           far_bias: Optional[List[Tensor]] = None,
           dropout_p: float = 0.0,
@@ -307,7 +315,8 @@ def fma2d(query: Tensor,
         num_levels: see :func:`fma1d`.
         rank: sub-cells per cell and axis: ``rank ** 2`` summaries a cell.
         key_summaries, value_summaries: per level ``[B, *grid_l, rank ** 2,
-            heads, head_dim]``; the average over real tokens by default.
+            heads, head_dim]``, or packed, ``[B, M_total, heads, head_dim]``;
+            the average over real tokens by default.
         mass, scale: see :func:`fma1d`.
         key_mask: bool ``[B, H, W]``, True = real.
         pool_queries, query_summaries: see :func:`fma1d`.
@@ -326,23 +335,7 @@ def fma2d(query: Tensor,
     """
     return _fma(
         2,
-        query,
-        key,
-        value,
-        cell_size=cell_size,
-        num_levels=num_levels,
-        rank=rank,
-        key_summaries=key_summaries,
-        value_summaries=value_summaries,
-        causal=False,
-        mass=mass,
-        scale=scale,
-        key_mask=key_mask,
-        pool_queries=pool_queries,
-        query_summaries=query_summaries,
-        near_bias=near_bias,
-        far_bias=far_bias,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        backend=backend,
-        return_lse=return_lse)
+        _Call(query, key, value, cell_size, num_levels, rank, key_summaries,
+              value_summaries, False, mass, scale, key_mask, pool_queries,
+              query_summaries, near_bias, far_bias, dropout_p, dropout_seed,
+              backend, return_lse))

@@ -1,28 +1,28 @@
-"""The core ops: packed tensors and plain integers, opaque to the compiler.
+"""The core ops: packed tensors and plain numbers, opaque to the compiler.
 
 ``torch.compile`` and ``torch.export`` see one node with a known output
-shape; autograd sees one function whose backward recomputes. Lists and a
-:class:`Hierarchy` are not legal op arguments, hence the packed form.
+shape; autograd sees one function whose backward recomputes. Lists, a
+:class:`Hierarchy` and :class:`Options` are not legal op arguments, hence the
+flat schemas, here and in :mod:`fma_kernels.pooled` alone.
 """
-from typing import Dict, List, Optional, Tuple
+from typing import List, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from . import backends
+from .autograd import CoreOp, differentiable
 from .geometry import Hierarchy, hierarchy
-from .pooling import accumulation_dtype, packed_mass
+from .options import Inputs, Options
+from .pooling import accumulation_dtype
 
 
-def _geometry(shape: List[int], cell_size: int, num_levels: int, rank: int,
-              causal: bool) -> Hierarchy:
-    """From a shape ``[B, *grid, heads, head_dim]``."""
+def geometry_of(grid: Sequence[int], *sizes) -> Hierarchy:
+    """From a grid, cell_size, num_levels, rank and whether it is causal."""
     # int() of a symbolic size fixes it: static shapes are promised.
-    grid = tuple(int(size) for size in shape[1:-2])
-    return hierarchy(grid, cell_size, num_levels, rank, causal)
+    return hierarchy(tuple(int(size) for size in grid), *sizes)
 
 
-# --------------------------------------------------------------- attention
 def empty_outputs(query: Tensor) -> Tuple[Tensor, Tensor]:
     """Shapes, dtypes and strides of output and lse."""
     lse = query.new_empty(
@@ -30,136 +30,122 @@ def empty_outputs(query: Tensor) -> Tuple[Tensor, Tensor]:
     return query.new_empty(query.shape), lse
 
 
-def empty_grads(*inputs: Tensor) -> Tuple[Tensor, ...]:
+def empty_grads(*inputs) -> List[Tensor]:
     """The same of gradients: contiguous, whatever the inputs."""
-    return tuple(x.new_empty(x.shape) for x in inputs)
+    return [
+        x.new_empty(x.shape) for x in inputs
+        if x is not None and x.is_floating_point()
+    ]
 
 
-def _given(near_bias: Optional[Tensor],
-           far_bias: Optional[Tensor]) -> Dict[str, Tensor]:
-    """By name, for the backends that take them."""
-    biases = dict(near_bias=near_bias, far_bias=far_bias)
-    return {name: x for name, x in biases.items() if x is not None}
+def seen(grad_lse: Tensor, lse: Tensor) -> Tensor:
+    """Slopes of a log-sum-exp, 0 where it is one of nothing.
+
+    A query without any key has no gradient, whatever arrives: that slope is
+    NaN in many a caller's graph.
+    """
+    return grad_lse.masked_fill(lse == -torch.inf, 0)
 
 
-@torch.library.custom_op('fma_kernels::attention', mutates_args=())
-def attention(query: Tensor, key: Tensor, value: Tensor, key_summaries: Tensor,
-              value_summaries: Tensor, key_mask: Optional[Tensor],
-              seed: Optional[Tensor], near_bias: Optional[Tensor],
-              far_bias: Optional[Tensor], cell_size: int, num_levels: int,
-              rank: int, causal: bool, use_mass: bool, scale: float,
-              dropout_p: float, backend: str) -> Tuple[Tensor, Tensor]:
-    """One softmax over near tokens and far summaries.
+# --------------------------------------------------------------- attention
+_ATTENTION = ('Tensor query, Tensor key, Tensor value, Tensor? key_summaries, '
+              'Tensor? value_summaries, Tensor? key_mask, Tensor? seed, '
+              'Tensor? near_bias, Tensor? far_bias, SymInt cell_size, '
+              'SymInt num_levels, SymInt rank, bool causal, bool mass, '
+              'float scale, float dropout_p, str backend')
+_TENSORS = len(Inputs._fields)
+
+
+def attend(inputs: Inputs, hierarchy: Hierarchy,
+           options: Options) -> Tuple[Tensor, Tensor]:
+    """One softmax over near tokens and far summaries, differentiable.
 
     Args:
-        query, key, value: ``[B, *grid, heads, head_dim]``.
-        key_summaries, value_summaries: ``[B, M_total, heads, head_dim]``,
-            in the dtype of ``query``.
-        key_mask: bool ``[B, *grid]``, True = real.
-        seed: int64 scalar; required where ``dropout_p > 0``.
-        near_bias: ``[heads, (4m - 1) ** d]``, by token offset.
-        far_bias: ``[heads, num_levels, rank ** d, 7 ** d]``, by cell offset.
-        backend: a module of ``fma_kernels.backends``.
+        inputs: summaries may be None: the average over real tokens.
+        hierarchy: trimmed.
 
     Returns:
         Output like ``query``, and lse ``[B, *grid, heads]`` in float32
         (float64 for float64).
     """
-    if not query.shape[0]:  # nothing to tile
-        return empty_outputs(query)
-    geometry = _geometry(query.shape, cell_size, num_levels, rank, causal)
-    if backend == 'torch':
-        from .options import Inputs, Options
-        return backends.load(backend).forward(Inputs(query, key, value, key_summaries, value_summaries, key_mask, seed, near_bias, far_bias), geometry, Options(backend, use_mass, scale, dropout_p))
-    return backends.load(backend).forward(
-        query, key, value, key_summaries, value_summaries,
-        packed_mass(geometry, key_mask, query.device), key_mask, geometry,
-        use_mass, scale, dropout_p, seed, **_given(near_bias, far_bias))
+    h = hierarchy
+    return attention(*inputs, h.cell_size, h.num_levels, h.rank, h.causal,
+                     options.mass, options.scale, options.dropout_p,
+                     options.backend)
 
 
-@attention.register_fake
-def _(query, *args):
-    return empty_outputs(query)
+def _call(args: tuple) -> Tuple[Inputs, Hierarchy, Options]:
+    """The arguments of the flat schema, put together again."""
+    inputs, sizes = Inputs(*args[:_TENSORS]), args[_TENSORS:-4]
+    mass, scale, dropout_p, backend = args[-4:]
+    return (inputs, geometry_of(inputs.query.shape[1:-2], *sizes),
+            Options(backend, mass, scale, dropout_p))
 
 
-@torch.library.custom_op('fma_kernels::attention_backward', mutates_args=())
-def attention_backward(
-    grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor,
-    value: Tensor, key_summaries: Tensor, value_summaries: Tensor,
-    key_mask: Optional[Tensor], seed: Optional[Tensor],
-    near_bias: Optional[Tensor], far_bias: Optional[Tensor], out: Tensor,
-    lse: Tensor, cell_size: int, num_levels: int, rank: int, causal: bool,
-    use_mass: bool, scale: float, dropout_p: float, backend: str
-) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, key and value summaries, and biases.
+def _summarized(inputs: Inputs, hierarchy: Hierarchy,
+                options: Options) -> Inputs:
+    """With averages where no summaries are given."""
+    backend = backends.load(options.backend)
 
-    That of an absent bias is an empty tensor.
-    """
-    inputs = query, key, value, key_summaries, value_summaries
-    if not query.shape[0]:
-        tables = _empty_bias_grads(query, near_bias, far_bias)
-        return (*empty_grads(*inputs), *(x.zero_() for x in tables))
-    geometry = _geometry(query.shape, cell_size, num_levels, rank, causal)
-    biases = _given(near_bias, far_bias)
-    if backend == 'torch':
-        from .options import Inputs, Options
-        g= backends.load(backend).backward(grad_out, grad_lse, Inputs(query, key, value, key_summaries, value_summaries, key_mask, seed, near_bias, far_bias), out, lse, geometry, Options(backend, use_mass, scale, dropout_p))
-        return tuple(query.new_empty(0) if x is None else x for x in g)
-    grads = backends.load(backend).backward(
-        grad_out, grad_lse, *inputs,
-        packed_mass(geometry, key_mask, query.device), key_mask, geometry,
-        use_mass, scale, dropout_p, seed, out, lse, **biases)
-    found = dict(zip(biases, grads[5:]))
-    tables = (
-        found.get(name, query.new_empty(0))
-        for name in ('near_bias', 'far_bias'))
+    def summaries(given: Tensor, x: Tensor) -> Tensor:
+        if given is not None:
+            return given
+        if not hierarchy.num_levels:
+            return x.new_empty((x.shape[0], 0, *x.shape[-2:]))
+        return backend.pool(x, inputs.key_mask, hierarchy)
+
+    return inputs._replace(
+        key_summaries=summaries(inputs.key_summaries, inputs.key),
+        value_summaries=summaries(inputs.value_summaries, inputs.value))
+
+
+def _forward(*args) -> Tuple[Tensor, Tensor]:
+    """:func:`attend` by its flat schema."""
+    inputs, hierarchy, options = _call(args)
+    if not inputs.query.shape[0]:  # nothing to tile
+        return empty_outputs(inputs.query)
+    return backends.load(options.backend).forward(
+        _summarized(inputs, hierarchy, options), hierarchy, options)
+
+
+def _backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor,
+              *args) -> List[Tensor]:
+    """Gradients of the floating tensors that are given, in their order."""
+    inputs, hierarchy, options = _call(args)
+    if not inputs.query.shape[0]:
+        # Of a table, a sum over nothing.
+        return [x.zero_() for x in empty_grads(*inputs)]
+    backend = backends.load(options.backend)
+    # Averages are pooled again: nothing of them was saved.
+    grads = list(
+        backend.backward(grad_out, seen(grad_lse, lse),
+                         _summarized(inputs, hierarchy, options), out, lse,
+                         hierarchy, options))
+    for tokens, name in ((1, 'key_summaries'), (2, 'value_summaries')):
+        if getattr(inputs, name) is None:
+            average, grads[tokens + 2] = grads[tokens + 2], None
+            if hierarchy.num_levels:
+                grads[tokens] = backend.pool_backward(
+                    average, inputs.key_mask, hierarchy, total=grads[tokens])
     # The compiler relies on the strides that the fake kernel promises.
-    return (*(grad.contiguous() for grad in grads[:5]), *tables)
+    return [grad.contiguous() for grad in grads if grad is not None]
 
 
-def _empty_bias_grads(query: Tensor, *biases:
-                      Optional[Tensor]) -> Tuple[Tensor, ...]:
-    return empty_grads(*(query.new_empty(0) if x is None else x
-                         for x in biases))
-
-
-@attention_backward.register_fake
-def _(grad_out, grad_lse, query, key, value, key_summaries, value_summaries,
-      key_mask, seed, near_bias, far_bias, *args):
-    return (*empty_grads(query, key, value, key_summaries, value_summaries),
-            *_empty_bias_grads(query, near_bias, far_bias))
-
-
-def _setup_attention(ctx, inputs, output) -> None:
-    tensors, options = inputs[:9], inputs[9:]
-    ctx.save_for_backward(*tensors, *output)
-    ctx.options = options
-
-
-def _attention_slopes(ctx, grad_out, grad_lse):
-    *tensors, out, lse = ctx.saved_tensors
-    if grad_out is None:
-        grad_out = torch.zeros_like(out)
-    if grad_lse is None:
-        grad_lse = torch.zeros_like(lse)
-    # A query without any key has no gradient, whatever arrives: the slope
-    # of a log-sum-exp of nothing is NaN in many a caller's graph.
-    grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0)
-    *grads, near, far = attention_backward(grad_out, grad_lse, *tensors, out,
-                                           lse, *ctx.options)
-    near_bias, far_bias = tensors[-2:]
-    # Neither the mask nor the seed has any, nor a bias that is not given.
-    return (*grads, None, None, None if near_bias is None else near,
-            None if far_bias is None else far, *[None] * len(ctx.options))
-
-
-attention.register_autograd(_attention_slopes, setup_context=_setup_attention)
-
+attention = differentiable(
+    CoreOp('attention', f'({_ATTENTION}) -> (Tensor, Tensor)', _forward,
+           lambda query, *_: empty_outputs(query)),
+    CoreOp(
+        'attention_backward', '(Tensor grad_out, Tensor grad_lse, Tensor out, '
+        f'Tensor lse, {_ATTENTION}) -> Tensor[]', _backward,
+        lambda *args: empty_grads(*args[4:4 + _TENSORS])))
 
 # ----------------------------------------------------------------- pooling
-@torch.library.custom_op('fma_kernels::pool', mutates_args=())
-def pool(x: Tensor, key_mask: Optional[Tensor], cell_size: int,
-         num_levels: int, rank: int, backend: str) -> Tensor:
+_POOL = ('Tensor? key_mask, {}SymInt cell_size, SymInt num_levels, '
+         'SymInt rank, str backend')
+
+
+def _pool(x: Tensor, key_mask, cell_size: int, num_levels: int, rank: int,
+          backend: str) -> Tensor:
     """Averages over the real tokens of all levels' sub-cells.
 
     Args:
@@ -171,51 +157,32 @@ def pool(x: Tensor, key_mask: Optional[Tensor], cell_size: int,
     Returns:
         Packed ``[B, M_total, heads, head_dim]``; 0 where nothing is real.
     """
-    geometry = _geometry(x.shape, cell_size, num_levels, rank, False)
+    geometry = geometry_of(x.shape[1:-2], cell_size, num_levels, rank, False)
     if not x.shape[0]:
         return x.new_empty((0, geometry.num_summaries, *x.shape[-2:]))
-    mass = packed_mass(geometry, key_mask, x.device)
-    if backend == 'torch':
-        return backends.load(backend).pool(x, key_mask, geometry)
-    return backends.load(backend).pool(x, key_mask, mass, geometry)
+    return backends.load(backend).pool(x, key_mask, geometry)
 
 
-@pool.register_fake
-def _(x, key_mask, cell_size, num_levels, rank, backend):
-    geometry = _geometry(x.shape, cell_size, num_levels, rank, False)
+def _empty_pool(x: Tensor, key_mask, *args) -> Tensor:
+    geometry = geometry_of(x.shape[1:-2], *args[:3], False)
     return x.new_empty((x.shape[0], geometry.num_summaries, *x.shape[-2:]))
 
 
-@torch.library.custom_op('fma_kernels::pool_backward', mutates_args=())
-def pool_backward(grad: Tensor, key_mask: Optional[Tensor], shape: List[int],
-                  cell_size: int, num_levels: int, rank: int,
-                  backend: str) -> Tensor:
+def _pool_backward(grad: Tensor, key_mask, shape: List[int], *args) -> list:
     """Gradient of the tokens, ``shape = [B, *grid, heads, head_dim]``."""
     if not shape[0]:
-        return grad.new_empty(shape)
-    geometry = _geometry(shape, cell_size, num_levels, rank, False)
-    mass = packed_mass(geometry, key_mask, grad.device)
-    if backend == 'torch':
-        return backends.load(backend).pool_backward(grad, key_mask, geometry).contiguous()
-    return backends.load(backend).pool_backward(
-        grad, key_mask, mass, geometry, torch.Size(shape)).contiguous()
+        return [grad.new_empty(shape)]
+    geometry = geometry_of(shape[1:-2], *args[:3], False)
+    found = backends.load(args[3]).pool_backward(grad, key_mask, geometry)
+    return [found.contiguous()]
 
 
-@pool_backward.register_fake
-def _(grad, key_mask, shape, cell_size, num_levels, rank, backend):
-    return grad.new_empty(shape)
-
-
-def _setup_pool(ctx, inputs, output) -> None:
-    x, key_mask, *ctx.options = inputs
-    ctx.save_for_backward(key_mask)
-    ctx.shape = x.shape
-
-
-def _pool_slopes(ctx, grad):
-    key_mask, = ctx.saved_tensors
-    grad = pool_backward(grad, key_mask, list(ctx.shape), *ctx.options)
-    return (grad, *[None] * (1 + len(ctx.options)))
-
-
-pool.register_autograd(_pool_slopes, setup_context=_setup_pool)
+pool = differentiable(
+    CoreOp('pool', f'(Tensor x, {_POOL.format("")}) -> Tensor', _pool,
+           _empty_pool),
+    CoreOp('pool_backward',
+           f'(Tensor grad, {_POOL.format("SymInt[] shape, ")}) -> Tensor[]',
+           _pool_backward,
+           lambda grad, key_mask, shape, *_: [grad.new_empty(shape)]),
+    # Neither the tokens nor the averages: their shape is enough.
+    saved=lambda inputs, _: (inputs[1], list(inputs[0].shape), *inputs[2:]))

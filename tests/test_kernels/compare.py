@@ -69,6 +69,32 @@ def summary_kinds(options: dict) -> List[str]:
     return kinds + ['query_summaries'] * options.get('pool_queries', False)
 
 
+def check_op(function: Callable, args: tuple, **tolerance) -> None:
+    """A core op: what opcheck tests, and the Function around it compiled.
+
+    Args:
+        function: as :func:`fma_kernels.autograd.differentiable` makes it.
+        args: of the flat schema; leaves require gradients.
+        tolerance: rtol and atol.
+    """
+    torch.library.opcheck(
+        getattr(torch.ops.fma_kernels, function.__name__).default,
+        tuple(x.detach() if isinstance(x, Tensor) else x for x in args),
+        test_utils=('test_schema', 'test_faketensor',
+                    'test_aot_dispatch_static'),
+        **tolerance)
+    leaves = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
+    compiled = torch.compile(function, fullgraph=True, backend='aot_eager')
+    results = []
+    for call in (function, compiled):
+        found = call(*args)
+        found = (found, ) if isinstance(found, Tensor) else found
+        slopes = [x.detach().clamp(min=0).cos() for x in found]
+        results.append([*found, *torch.autograd.grad(found, leaves, slopes)])
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected, **tolerance)
+
+
 def _fill(x: Tensor, absent: Tensor) -> Tensor:
     """NaN in all channels of tokens or summaries; a leaf."""
     x = x.detach().masked_fill(absent[..., None, None], torch.nan)

@@ -1,15 +1,17 @@
 """The core op under torch.compile, torch.export and opcheck."""
 import pytest
 import torch
+from compare import check_op
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from fma_kernels import Hierarchy, fma1d, fma2d
-from fma_kernels.ops import attention, attention_backward, pool, pool_backward
+from fma_kernels.ops import attention, pool
 from fma_kernels.pooling import average_pyramid, pack
 from fma_kernels.testing import (assert_close, missing_compiler, random_biases,
                                  random_mask, random_qkv)
 
+core = torch.ops.fma_kernels
 needs_compiler = pytest.mark.skipif(
     missing_compiler() is not None, reason=str(missing_compiler()))
 
@@ -45,12 +47,10 @@ def test_opcheck(case) -> None:
     else:
         pooled = [q.new_zeros(2, 0, 2, 4) for _ in range(2)]
     # Static shapes are promised; a new shape recompiles.
-    torch.library.opcheck(
+    check_op(
         attention,
         (q, k, v, *pooled, mask, torch.tensor(3) if p else None, None, None,
          cell_size, h.num_levels, rank, causal, True, 0.5, p, 'torch'),
-        test_utils=('test_schema', 'test_autograd_registration',
-                    'test_faketensor', 'test_aot_dispatch_static'),
         rtol=2e-2 if dtype == torch.bfloat16 else 1e-4,
         atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
 
@@ -72,16 +72,14 @@ def test_opcheck_of_biases(shape, kinds) -> None:
     tables = [x if given else None for x, given in zip((near, far), kinds)]
     sizes = 2, h.num_levels, 1, False, True, 0.5, 0.0, 'torch'
     args = (q, k, v, *pooled, None, None, *tables)
-    torch.library.opcheck(
+    check_op(
         attention, (*args, *sizes),
-        test_utils=('test_schema', 'test_autograd_registration',
-                    'test_faketensor', 'test_aot_dispatch_static'),
         rtol=2e-2 if all(kinds) else 1e-4,
         atol=2e-2 if all(kinds) else 1e-5)
     out, lse = (x.detach() for x in attention(*args, *sizes))
     args = [x if x is None else x.detach() for x in args]
     torch.library.opcheck(
-        attention_backward, (out, lse, *args, out, lse, *sizes),
+        core.attention_backward.default, (out, lse, out, lse, *args, *sizes),
         test_utils=('test_schema', 'test_faketensor'))
 
 
@@ -90,10 +88,8 @@ def test_opcheck_of_biases(shape, kinds) -> None:
 def test_opcheck_of_pooling(masked, dtype) -> None:
     mask = random_mask((9, 10), 2) if masked else None
     q, k, v = random_qkv((9, 10), batch=2, dtype=dtype)
-    torch.library.opcheck(
+    check_op(
         pool, (k, mask, 2, 3, 2, 'torch'),
-        test_utils=('test_schema', 'test_autograd_registration',
-                    'test_faketensor', 'test_aot_dispatch_static'),
         rtol=2e-2 if dtype == torch.bfloat16 else 1e-4,
         atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
     grad = torch.randn(2, 40 * 3, 2, 4, dtype=dtype)[:, ::2]
@@ -101,7 +97,7 @@ def test_opcheck_of_pooling(masked, dtype) -> None:
     h = Hierarchy((9, 10), 2, 2, 1)
     grad = grad[:, :h.num_summaries]
     torch.library.opcheck(
-        pool_backward, (grad, mask, shape, 2, 2, 1, 'torch'),
+        core.pool_backward.default, (grad, mask, shape, 2, 2, 1, 'torch'),
         test_utils=('test_schema', 'test_faketensor'))
 
 
@@ -120,8 +116,8 @@ def test_fake_backward_knows_the_strides() -> None:
     pooled = [pack(average_pyramid(x, h), h.ndim) for x in qkv[1:]]
     out, lse = fma2d(*qkv, cell_size=2, return_lse=True)
     torch.library.opcheck(
-        attention_backward,
-        (out, lse, *qkv, *pooled, None, None, None, None, out, lse, 2,
+        core.attention_backward.default,
+        (out, lse, out, lse, *qkv, *pooled, None, None, None, None, 2,
          h.num_levels, 1, False, True, 0.5, 0.0, 'torch'),
         test_utils=('test_schema', 'test_faketensor'))
 

@@ -111,12 +111,15 @@ def biases():
 @pytest.mark.parametrize('name', ['near_bias', 'far_bias'])
 def test_biases_are_refused_with_the_reason(name) -> None:
     bias = {name: biases()[name]}
-    for backend, options, rest in (('flex', {}, 'yet'),
-                                   ('torch', dict(pool_queries=True),
-                                    'for pool_queries')):
-        reason = f"backend='{backend}' cannot run: it has no {name} {rest}"
+    for backend, dtype in (('native', torch.float32), ('torch',
+                                                       torch.float64)):
+        reason = (f"backend='{backend}' cannot run: it has no {name} for "
+                  'pool_queries')
+        given = arguments(backend=backend, pool_queries=True, **bias)
+        for x in ('query', 'key', 'value'):
+            given[x] = given[x].to(dtype)
         with pytest.raises(ValueError, match=reason):
-            fma2d(**arguments(backend=backend, **bias, **options))
+            fma2d(**given)
     query = arguments()['query']
     asked = Request.of(query, **bias, pool_queries=True)
     with pytest.raises(ValueError, match=reason):
@@ -155,13 +158,14 @@ def test_explain_backend() -> None:
     query = arguments()['query']
     lines = explain_backend(query).splitlines()
     assert lines == [
-        'triton: it needs a CUDA device, not cpu', 'torch: chosen'
+        'triton: it needs a CUDA device, not cpu',
+        "native: it has no float64; backend='torch' has", 'torch: chosen'
     ]
     lines = explain_backend(query, **biases()).splitlines()
-    assert len(lines) == 2 and lines[-1] == 'torch: chosen'
+    assert len(lines) == 3 and lines[-1] == 'torch: chosen'
     lines = explain_backend(query, pool_queries=True, **biases()).splitlines()
-    assert len(lines) == 3 and lines[-1] == 'naive: chosen'
-    assert lines[1].startswith('torch: it has no near_bias for pool_queries')
+    assert len(lines) == 4 and lines[-1] == 'naive: chosen'
+    assert lines[2].startswith('torch: it has no near_bias for pool_queries')
     assert 'far_bias' in explain_backend(
         query, pool_queries=True, far_bias=biases()['far_bias'])
 

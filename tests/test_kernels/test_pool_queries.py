@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from compare import check_op
 from compare import compare as compare_backend
 from compare import op, run
 from hypothesis import given
@@ -13,8 +14,7 @@ from test_torch_backend import CHECKED, geometries, masks
 
 from fma_kernels import Hierarchy, explain_backend, fma1d, fma2d, naive
 from fma_kernels.backends import torch as blocked
-from fma_kernels.pooled import (far_field, far_field_backward, near_field,
-                                near_field_backward)
+from fma_kernels.pooled import far_field, near_field
 from fma_kernels.pooling import average_pyramid, pack
 from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
                                  random_qkv, random_summaries)
@@ -311,7 +311,7 @@ def test_dropout_keeps_the_expectation() -> None:
     'grid', [((70, ), 2, None, 2), ((70, ), 4, 1, 1), ((13, 10), 2, None, 1),
              ((17, 12), 1, 2, 1)],
     ids=str)
-def test_slabs_change_nothing(grid, elements, monkeypatch) -> None:
+def test_chunks_change_nothing(grid, elements, monkeypatch) -> None:
     """Heads, images and rows of a long top list in parts."""
     shape, cell_size, levels, rank = grid
     options = dict(
@@ -450,12 +450,6 @@ def test_errors_name_the_argument() -> None:
             fma2d(*qkv, cell_size=2, pool_queries=True, query_summaries=wrong)
 
 
-def test_flex_refuses_it() -> None:
-    qkv = random_qkv((9, 10), dtype=torch.float32)
-    with pytest.raises(ValueError, match='flex.* no pool_queries'):
-        fma2d(*qkv, cell_size=2, pool_queries=True, backend='flex')
-
-
 def test_auto_takes_the_blocked_backend() -> None:
     qkv = random_qkv((9, 10))
     lines = explain_backend(qkv[0], pool_queries=True).splitlines()
@@ -505,8 +499,7 @@ OPS = [((9, 10), 2, 2, 1, False, 0.0, torch.float32),
        ((9, 10), 2, 2, 2, True, 0.0, torch.float64),
        ((21, ), 2, 3, 1, False, 0.3, torch.float32),
        ((12, 8), 4, 1, 2, True, 0.0, torch.bfloat16)]
-STATIC = ('test_schema', 'test_autograd_registration', 'test_faketensor',
-          'test_aot_dispatch_static')
+core = torch.ops.fma_kernels
 
 
 @pytest.mark.parametrize('case', OPS, ids=str)
@@ -524,21 +517,17 @@ def test_opcheck(case) -> None:
     if dtype == torch.bfloat16:
         options = dict(rtol=2e-2, atol=2e-2)
     sizes = list(shape), cell_size, levels, rank, True, 0.5, p, 'torch'
-    torch.library.opcheck(
-        far_field, (*pooled, mask, seed, *sizes), test_utils=STATIC, **options)
+    check_op(far_field, (*pooled, mask, seed, *sizes), **options)
     with torch.no_grad():
         out, lse = far_field(*pooled, mask, seed, *sizes)
     torch.library.opcheck(
-        far_field_backward,
-        (out, lse.clamp(min=0), *pooled, mask, seed, out, lse, *sizes),
+        core.far_field_backward.default,
+        (out, lse.clamp(min=0), out, lse, *pooled, mask, seed, *sizes),
         test_utils=('test_schema', 'test_faketensor'))
     leaves = h.level_sizes[0]
     near = [x[:, :leaves].clone().requires_grad_() for x in (out, lse)]
     sizes = cell_size, rank, 0.5, p, 'torch'
-    torch.library.opcheck(
-        near_field, (*qkv, *near, mask, seed, *sizes),
-        test_utils=STATIC,
-        **options)
+    check_op(near_field, (*qkv, *near, mask, seed, *sizes), **options)
     # Strided inputs as well: the compiler relies on the strides.
     strided = [
         x.detach().transpose(0, 1).contiguous().transpose(0, 1) for x in qkv
@@ -546,8 +535,8 @@ def test_opcheck(case) -> None:
     with torch.no_grad():
         out, lse = near_field(*strided, *near, mask, seed, *sizes)
     torch.library.opcheck(
-        near_field_backward,
-        (out, lse, *strided, *near, mask, seed, out, lse, *sizes),
+        core.near_field_backward.default,
+        (out, lse, out, lse, *strided, *near, mask, seed, *sizes),
         test_utils=('test_schema', 'test_faketensor'))
 
 

@@ -13,6 +13,7 @@ from typing import List
 import pytest
 import torch
 from compare import TRITON_DEVICE as DEVICE
+from compare import check_op
 from compare import compare as compare_backend
 from compare import missing_triton, op
 from compare import run as run_backend
@@ -21,8 +22,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from fma_kernels import Hierarchy, checks, explain_backend, fma1d, fma2d
 from fma_kernels.checks import Request, can_run
-from fma_kernels.ops import attention, pool, pool_backward
-from fma_kernels.pooling import average_pyramid, pack, packed_mass
+from fma_kernels.ops import attention, pool
+from fma_kernels.options import Options
+from fma_kernels.pooling import average_pyramid, pack
 from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
 
@@ -226,11 +228,9 @@ def test_products_are_exact_unless_the_user_said_otherwise() -> None:
     from fma_kernels.backends.triton.call import Call
     h = Hierarchy((9, ), 2)
     q, before = leaves(h.shape)[0], torch.get_float32_matmul_precision()
-    mass = packed_mass(h, device=q.device)
 
     def precision() -> str:
-        return Call(q, mass, None, h, True, 0.5, 0.0,
-                    None).numbers['PRECISION']
+        return Call(q, None, None, h, Options('triton')).numbers['PRECISION']
 
     try:
         torch.set_float32_matmul_precision('highest')
@@ -536,7 +536,7 @@ def test_pooling_takes_several_launches(monkeypatch) -> None:
         h = Hierarchy(*geometry)
         assert h.num_levels > pooling.LEVELS_A_LAUNCH + 1
         calls.clear()
-        pooling.pool(torch.zeros(1, *h.shape, 1, 4), None, packed_mass(h), h)
+        pooling.pool(torch.zeros(1, *h.shape, 1, 4), None, h)
         assert calls == [
             pooling.finest_kernel, pooling.coarser_kernel,
             pooling.coarser_kernel
@@ -578,11 +578,9 @@ def test_opcheck(case) -> None:
     ]
     seed = torch.tensor(3, device=DEVICE) if p else None
     # Static shapes are promised; a new shape recompiles.
-    torch.library.opcheck(
+    check_op(
         attention, (q, k, v, *pooled, mask, seed, None, None, cell_size,
                     h.num_levels, 1, causal, True, 0.5, p, 'triton'),
-        test_utils=('test_schema', 'test_autograd_registration',
-                    'test_faketensor', 'test_aot_dispatch_static'),
         rtol=1e-4,
         atol=1e-5)
 
@@ -591,16 +589,15 @@ def test_opcheck(case) -> None:
 def test_opcheck_of_pooling(masked) -> None:
     mask = random_mask((9, ), 2).to(DEVICE) if masked else None
     x = leaves((9, ), batch=2)[0]
-    torch.library.opcheck(
+    check_op(
         pool, (x, mask, 2, 2, 2, 'triton'),
-        test_utils=('test_schema', 'test_autograd_registration',
-                    'test_faketensor', 'test_aot_dispatch_static'),
         rtol=1e-4,
         atol=1e-5)
     h = Hierarchy((9, ), 2, 2, 2)
     grad = torch.randn(2, h.num_summaries, 2, 8, device=DEVICE)[..., ::2]
     torch.library.opcheck(
-        pool_backward, (grad, mask, [2, 9, 2, 4], 2, 2, 2, 'triton'),
+        torch.ops.fma_kernels.pool_backward.default,
+        (grad, mask, [2, 9, 2, 4], 2, 2, 2, 'triton'),
         test_utils=('test_schema', 'test_faketensor'))
 
 
@@ -688,21 +685,24 @@ def test_triton_is_optional(monkeypatch) -> None:
     monkeypatch.setattr(checks, '_HAS_TRITON', False)
     q, k, v = leaves((11, ))
     lines = explain_backend(q).splitlines()
-    assert lines[-1] == 'torch: chosen'
+    assert lines[-1] in ('native: chosen', 'torch: chosen')
     if q.is_cuda:
         assert lines[0] == 'triton: the package triton is not installed'
     with pytest.raises(ValueError, match='triton is not installed'):
         fma1d(q, k, v, cell_size=2, backend='triton')
 
 
-def test_auto_on_a_cpu_is_the_blocked_backend() -> None:
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_auto_on_a_cpu_is_another_backend(dtype) -> None:
     """Interpreted kernels are for tests: nobody gets them unasked."""
-    qkv = random_qkv((11, ), dtype=torch.float32)
-    assert explain_backend(qkv[0]).splitlines() == [
-        'triton: it needs a CUDA device, not cpu', 'torch: chosen'
-    ]
+    qkv = random_qkv((11, ), dtype=dtype)
+    first, *_, last = explain_backend(qkv[0]).splitlines()
+    assert first == 'triton: it needs a CUDA device, not cpu'
+    chosen, word = last.split(': ')
+    assert chosen in ('native', 'torch') and word == 'chosen'
+    assert chosen == 'torch' or dtype == torch.float32
     assert torch.equal(
-        fma1d(*qkv, cell_size=2), fma1d(*qkv, cell_size=2, backend='torch'))
+        fma1d(*qkv, cell_size=2), fma1d(*qkv, cell_size=2, backend=chosen))
 
 
 NO_GPU = """

@@ -175,7 +175,8 @@ def far_keys(h: Hierarchy, level: int, cells: Tensor) -> Keys:
     seen = offsets.abs().amax(-1) > 1
     if h.causal:
         seen = seen & (offsets[..., 0] < 0)
-    index = with_parts(h, level, number_on(window, grid).masked_fill(~seen, -1))
+    index = with_parts(h, level,
+                       number_on(window, grid).masked_fill(~seen, -1))
     part = torch.arange(h.num_parts, device=device)
     reach, size = _FAR_REACH, 2 * _FAR_REACH + 1
     offsets = offsets.clamp(-reach, reach) + reach

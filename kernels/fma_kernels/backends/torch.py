@@ -160,8 +160,8 @@ class Attention:
                     part = (slice(b, min(b + images, batch)),
                             slice(t, min(t + tiles, self.num_tiles)),
                             slice(r, min(r + rows, self.num_rows)))
-                    yield Chunk(*part, self.tables(*map(self._range,
-                                                        part[1:])))
+                    yield Chunk(*part,
+                                self.tables(*map(self._range, part[1:])))
 
     def _queries(self, chunk: Chunk) -> Tensor:
         """``[b, tiles, heads, rows, head_dim]``, not scaled."""
@@ -184,8 +184,10 @@ class Attention:
         bias = bias.masked_fill(keys.index < 0, -torch.inf)
         absent = (bias == -torch.inf)[..., None, None]
         key, value = (
-            _gather(x, images, keys.index).to(self.acc).masked_fill(
-                absent, 0).transpose(2, 3) for x in (source.key, source.value))
+            _gather(x, images,
+                    keys.index).to(self.acc).masked_fill(absent,
+                                                         0).transpose(2, 3)
+            for x in (source.key, source.value))
         bias = bias[:, :, None, None]
         if source.table is not None:
             # [heads, tiles or 1, rows or 1, keys]
@@ -269,7 +271,10 @@ class Attention:
             for x in (source.key, source.value, source.table) if x is not None
         ] for source in self.sources]
 
-    def backward(self, grads: OutLse, results: OutLse, slopes: Tensor,
+    def backward(self,
+                 grads: OutLse,
+                 results: OutLse,
+                 slopes: Tensor,
                  totals: List[List[Tensor]],
                  upper: Optional[OutLse] = None) -> None:
         """Adds gradients.
@@ -309,9 +314,8 @@ class Attention:
             if keep is not None:
                 slope, dropped = slope * keep, weight * keep
             slope = slope.sub_(delta).mul_(weight)
-            key, value, *table = (
-                x[chunk.images] if i < 2 else x
-                for i, x in enumerate(totals[which]))
+            key, value, *table = (x[chunk.images] if i < 2 else x
+                                  for i, x in enumerate(totals[which]))
             self._add_keys(value, keys.index, _transposed(dropped) @ grad)
             if table:
                 entries = chunk.tables.keys[which].entries
@@ -324,7 +328,8 @@ class Attention:
             share = (parents[1] - lse).exp()
             slope = (grad * parents[0]).sum(-1, keepdim=True) - delta
             index = chunk.tables.parents.flatten()
-            for total, x in zip(upper, (share * grad, (share * slope)[..., 0])):
+            for total, x in zip(upper,
+                                (share * grad, (share * slope)[..., 0])):
                 self._add_keys(total[chunk.images], index, x)
         if self.silent is not None:
             silent = _gather(self.silent, chunk.images, rows)
@@ -348,7 +353,9 @@ class Attention:
 
 
 # ------------------------------------------------------------ entry points
-def _tokens(key: Tensor, value: Tensor, key_mask: Optional[Tensor],
+def _tokens(key: Tensor,
+            value: Tensor,
+            key_mask: Optional[Tensor],
             table: Optional[Tensor] = None) -> Source:
     """From ``[B, *grid, heads, head_dim]`` and bool ``[B, *grid]``."""
     key, value = key.flatten(1, -3), value.flatten(1, -3)
@@ -366,8 +373,12 @@ def _mass(h: Hierarchy, key_mask: Optional[Tensor],
     return pack(masses(h, key_mask, device), h.ndim)
 
 
-def _summaries(key: Tensor, value: Tensor, mass: Tensor, h: Hierarchy,
-               options: Options, table: Optional[Tensor] = None) -> Source:
+def _summaries(key: Tensor,
+               value: Tensor,
+               mass: Tensor,
+               h: Hierarchy,
+               options: Options,
+               table: Optional[Tensor] = None) -> Source:
     """From packed ``[B, M, heads, head_dim]`` and ``[B or 1, M]``."""
     bias = mass.to(accumulation_dtype(key.dtype)).log()
     if not options.mass:
@@ -409,14 +420,13 @@ def _to_grid(x: Tensor, h: Hierarchy) -> Tensor:
     return x.reshape(x.shape[0], *h.shape, *x.shape[2:])
 
 
-def _tile_rows(attention: Attention, *tail: int,
-               dtype: torch.dtype) -> Tensor:
+def _tile_rows(attention: Attention, *tail: int, dtype: torch.dtype) -> Tensor:
     """Memory for results, ``[B, tiles, rows, heads, *tail]``."""
     batch, _, heads, _ = attention.query.shape
-    return torch.empty((batch, attention.num_tiles, attention.num_rows, heads,
-                        *tail),
-                       dtype=dtype,
-                       device=attention.query.device)
+    return torch.empty(
+        (batch, attention.num_tiles, attention.num_rows, heads, *tail),
+        dtype=dtype,
+        device=attention.query.device)
 
 
 def _forward_tokens(attention: Attention, h: Hierarchy) -> OutLse:
@@ -543,8 +553,7 @@ def far_forward(query: Tensor, key: Tensor, value: Tensor,
 def far_backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor,
                  key: Tensor, value: Tensor, key_mask: Optional[Tensor],
                  seed: Optional[Tensor], out: Tensor, lse: Tensor,
-                 hierarchy: Hierarchy,
-                 options: Options) -> Tuple[Tensor, ...]:
+                 hierarchy: Hierarchy, options: Options) -> Tuple[Tensor, ...]:
     """Gradients of query, key and value."""
     levels = _levels(query, key, value, key_mask, seed, hierarchy, options,
                      (out, lse))

@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from ...geometry import Hierarchy
+from ...options import Options
 from ...pooling import packed_mass
 from . import configs
 from .blocks import product
@@ -99,15 +100,15 @@ class Call:
     """The keyword arguments that kernels have in common, in groups.
 
     Args:
-        query: ``[B, *grid, heads, D]``.
-        mass: int64 ``[B or 1, M]``.
+        query: ``[B, *grid, heads, D]``, or packed, ``[B, M, heads, D]``.
         key_mask: bool ``[B, *grid]`` or None.
-        hierarchy, use_mass, scale, dropout_p, seed: as the core op has them.
+        seed: int64 scalar, used where weights are dropped.
+        hierarchy, options: of the call; the scale is at least 0.
     """
 
-    def __init__(self, query: Tensor, mass: Tensor, key_mask: Optional[Tensor],
-                 hierarchy: Hierarchy, use_mass: bool, scale: float,
-                 dropout_p: float, seed: Optional[Tensor]) -> None:
+    def __init__(self, query: Tensor, key_mask: Optional[Tensor],
+                 seed: Optional[Tensor], hierarchy: Hierarchy,
+                 options: Options) -> None:
         self.hierarchy, self.plan = hierarchy, plan(hierarchy)
         p, self.dim = self.plan, query.shape[-1]
         self.batch, self.heads = query.shape[0], query.shape[-2]
@@ -122,8 +123,8 @@ class Call:
             CAUSAL=p.causal)
         self.work = configs.Work(p, self.shape['BLOCK_D'],
                                  query.dtype == torch.float32,
-                                 configs.capability(query.device), dropout_p
-                                 > 0)
+                                 configs.capability(query.device),
+                                 options.dropout_p > 0)
         self.tiles = dict(
             tiles_y=p.tiles[0],
             tiles_x=p.tiles[1],
@@ -132,32 +133,34 @@ class Call:
             TILE_X=p.tile[1],
             BOX_Y=p.window[0],
             BOX_X=p.window[1])
-        self.mask = mask_arguments(key_mask, spare=mass)
-        self._mass, self._use_mass = mass, use_mass
+        # Any integers will do where none are read.
+        spare = packed_mass(hierarchy, device=query.device)
+        self.mask = mask_arguments(key_mask, spare)
+        self._key_mask, self._use_mass = key_mask, options.mass
+        self._device = query.device
         self.numbers = dict(
             # log2(e), and never 0: hidden logits are -inf times the scale.
-            scale=max(scale * 1.4426950408889634, 1e-30),
-            seed=mass if seed is None else seed.to(query.device),
-            threshold=int(dropout_p * 2.0**32),
-            keep_scale=1 / (1 - dropout_p),
-            DROPOUT=dropout_p > 0,
+            scale=max(options.scale * 1.4426950408889634, 1e-30),
+            seed=spare if seed is None else seed.to(query.device),
+            threshold=int(options.dropout_p * 2.0**32),
+            keep_scale=1 / (1 - options.dropout_p),
+            DROPOUT=options.dropout_p > 0,
             PRECISION='tf32' if self.work.wide and _allows_tf32() else 'ieee',
             UPCAST=INTERPRETED and query.dtype == torch.bfloat16)
 
     @cached_property
     def far(self) -> dict:
         """The packed summaries, but for their content."""
-        mass, hierarchy = self._mass, self.hierarchy
-        if mass is packed_mass(hierarchy, device=mass.device):
-            # Shared between calls: there is no mask.
-            bias = _grid_bias(hierarchy, self._use_mass, mass.device)
+        hierarchy, mask = self.hierarchy, self._key_mask
+        if mask is None:  # shared between calls
+            bias = _grid_bias(hierarchy, self._use_mass, self._device)
         else:
-            bias = _bias(mass, self._use_mass)
+            bias = _bias(packed_mass(hierarchy, mask), self._use_mass)
         return dict(
             bias=bias,
             bias_batch=bias.stride(0) if bias.shape[0] > 1 else 0,
             summaries=hierarchy.num_summaries,
-            levels=level_table(hierarchy, mass.device),
+            levels=level_table(hierarchy, self._device),
             PARTS=self.plan.parts)
 
     def programs(self, block: int) -> int:

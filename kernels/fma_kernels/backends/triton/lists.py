@@ -59,8 +59,8 @@ def _finest(hierarchy: Hierarchy, parents: Tensor) -> Tuple[Tensor, Tensor]:
     # What no child sees need not be read.
     window, finer = window[~finer.all(0)], finer[:, ~finer.all(0)]
     cells = number_on(2 * parents[:, None] + window, hierarchy.leaf_grid)
-    return (with_parts(hierarchy, 1, cells),
-            finer.repeat_interleave(hierarchy.num_parts, 1))
+    return (with_parts(hierarchy, 1,
+                       cells), finer.repeat_interleave(hierarchy.num_parts, 1))
 
 
 @lru_cache(maxsize=64)
@@ -72,7 +72,8 @@ def far_lists(hierarchy: Hierarchy, device: torch.device) -> FarLists:
     first = 2 if p.grouped else 1
     found = [torch.empty((len(tiles), 0), dtype=torch.int64)]
     for level in range(first, p.listed + 1):
-        found.append(far_keys(hierarchy, level, tiles >> (level - first)).index)
+        found.append(
+            far_keys(hierarchy, level, tiles >> (level - first)).index)
     index = _compressed(torch.cat(found, dim=1))
     finest = torch.empty((len(tiles), 0), dtype=torch.int64)
     bits = torch.empty(0, dtype=torch.int64)

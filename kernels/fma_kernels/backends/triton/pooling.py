@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...geometry import Hierarchy
+from ...pooling import packed_mass
 from . import configs
 from .blocks import token_offset
 from .call import mask_arguments, on_device, run, strides, unit_rows
@@ -160,10 +161,11 @@ def spread_kernel(grad, key_mask, mass, levels, out, mask_batch, mask_y,
                   channels, programs, BLOCK: tl.constexpr,
                   BLOCK_C: tl.constexpr, NDIM: tl.constexpr,
                   SIDE: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr,
-                  MASKED: tl.constexpr):
+                  MASKED: tl.constexpr, ADD: tl.constexpr):
     """The backward pass: each token gathers from the cells that hold it.
 
-    ``grad [B, M, C]`` and ``out [B, H * W, C]`` are contiguous.
+    ``grad [B, M, C]`` and ``out [B, H * W, C]`` are contiguous; with ``ADD``
+    the result is added to what ``out`` holds.
     """
     batch, program, channel = _locate(programs, channels, BLOCK_C)
     token = (program).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -199,10 +201,11 @@ def spread_kernel(grad, key_mask, mass, levels, out, mask_batch, mask_y,
         total += found.to(tl.float32) / count.to(tl.float32)[:, None]
         sub_y = sub_y >> 1
         sub_x = sub_x >> 1
-    tl.store(
-        out + (batch * tokens + token)[:, None] * channels + channel[None, :],
-        total.to(out.dtype.element_ty),
-        mask=inside[:, None] & (channel < channels)[None, :])
+    place = (batch * tokens + token)[:, None] * channels + channel[None, :]
+    stored = inside[:, None] & (channel < channels)[None, :]
+    if ADD:
+        total += tl.load(out + place, mask=stored, other=0.0).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=stored)
 
 
 def _channels(shape: torch.Size) -> Tuple[int, int, int]:
@@ -212,13 +215,14 @@ def _channels(shape: torch.Size) -> Tuple[int, int, int]:
     return channels, block, -(-channels // block)
 
 
-def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
+def pool(x: Tensor, key_mask: Optional[Tensor],
          hierarchy: Hierarchy) -> Tensor:
     """Averages over real tokens, packed ``[B, M, heads, D]``.
 
-    ``x``: ``[B, *grid, heads, D]``; ``mass``: int64 ``[B or 1, M]``.
+    ``x``: ``[B, *grid, heads, D]``; ``key_mask``: bool ``[B, *grid]``.
     """
     x, p = unit_rows(x), plan(hierarchy)
+    mass = packed_mass(hierarchy, key_mask, x.device)
     batch, sizes = x.shape[0], hierarchy.level_sizes
     channels, block_c, blocks = _channels(x.shape)
     averages = torch.empty((batch, sum(sizes), *x.shape[-2:]),
@@ -299,12 +303,21 @@ def pool(x: Tensor, key_mask: Optional[Tensor], mass: Tensor,
     return averages
 
 
-def pool_backward(grad: Tensor, key_mask: Optional[Tensor], mass: Tensor,
-                  hierarchy: Hierarchy, shape: torch.Size) -> Tensor:
-    """Gradient of the tokens ``shape`` of :func:`pool`; 0 where masked."""
+def pool_backward(grad: Tensor,
+                  key_mask: Optional[Tensor],
+                  hierarchy: Hierarchy,
+                  total: Optional[Tensor] = None) -> Tensor:
+    """Gradient of the tokens of :func:`pool`; 0 where masked.
+
+    Added to ``total [B, *grid, heads, D]``, contiguous, where it is given.
+    """
     grad, p = grad.contiguous(), plan(hierarchy)
+    mass = packed_mass(hierarchy, key_mask, grad.device)
+    shape = grad.shape[:1] + hierarchy.shape + grad.shape[-2:]
     channels, block_c, blocks = _channels(shape)
-    out = torch.empty(shape, dtype=grad.dtype, device=grad.device)
+    out = total
+    if total is None:
+        out = torch.empty(shape, dtype=grad.dtype, device=grad.device)
     programs = -(-hierarchy.num_tokens // BLOCK)
     with on_device(grad):
         run(
@@ -330,5 +343,6 @@ def pool_backward(grad: Tensor, key_mask: Optional[Tensor], mass: Tensor,
                 NDIM=p.ndim,
                 SIDE=p.cell // p.rank,
                 RANK=p.rank,
-                PARTS=p.parts))
+                PARTS=p.parts,
+                ADD=total is not None))
     return out

@@ -60,16 +60,16 @@ class Seen(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some images, tiles, and rows of each tile, with their tables."""
-    images: slice
-    tiles: slice
-    rows: slice
-    tables: Tables
+    """Some images and whole tiles, or some rows of one tile.
 
-    @property
-    def place(self) -> Tuple[slice, slice, slice]:
-        """In ``[B, tiles, rows, ...]``."""
-        return self.images, self.tiles, self.rows
+    Attributes:
+        images: of the batch.
+        place: its rows among those of all tiles.
+        tables: of its tiles and rows.
+    """
+    images: slice
+    place: slice
+    tables: Tables
 
 
 def _along(x: Tensor, images: slice) -> Tensor:
@@ -110,6 +110,7 @@ class Attention:
         query: ``[B, count, heads, head_dim]``.
         sources: the keys, as :class:`Tables` lists them.
         tables: of numbers of tiles and rows.
+        first: where results begin among the rows that are written.
         tiles, rows: how many there are.
         tokens: of an image, to number what dropout decides about.
         seed: int64 scalar, used where ``dropout_p > 0``.
@@ -122,6 +123,7 @@ class Attention:
                  query: Tensor,
                  sources: List[Source],
                  tables: Callable[[Tensor, Tensor], Tables],
+                 first: int,
                  tiles: int,
                  rows: int,
                  tokens: int,
@@ -130,7 +132,8 @@ class Attention:
                  silent: Optional[Tensor] = None,
                  parents: Optional[OutLse] = None) -> None:
         self.query, self.sources, self.tables = query, sources, tables
-        self.num_tiles, self.num_rows, self.tokens = tiles, rows, tokens
+        self.first, self.num_tiles, self.num_rows = first, tiles, rows
+        self.tokens = tokens
         self.options, self.seed = options, seed
         self.silent, self.parents = silent, parents
         self.acc = accumulation_dtype(query.dtype)
@@ -157,11 +160,16 @@ class Attention:
         for b in range(0, batch, images):
             for t in range(0, self.num_tiles, tiles):
                 for r in range(0, self.num_rows, rows):
-                    part = (slice(b, min(b + images, batch)),
-                            slice(t, min(t + tiles, self.num_tiles)),
-                            slice(r, min(r + rows, self.num_rows)))
-                    yield Chunk(*part,
-                                self.tables(*map(self._range, part[1:])))
+                    yield self._chunk(
+                        slice(b, min(b + images, batch)),
+                        slice(t, min(t + tiles, self.num_tiles)),
+                        slice(r, min(r + rows, self.num_rows)))
+
+    def _chunk(self, images: slice, tiles: slice, rows: slice) -> Chunk:
+        start = self.first + tiles.start * self.num_rows + rows.start
+        count = (tiles.stop - tiles.start) * (rows.stop - rows.start)
+        return Chunk(images, slice(start, start + count),
+                     self.tables(self._range(tiles), self._range(rows)))
 
     def _queries(self, chunk: Chunk) -> Tensor:
         """``[b, tiles, heads, rows, head_dim]``, not scaled."""
@@ -183,11 +191,11 @@ class Attention:
         bias = _gather(source.bias, images, keys.index)
         bias = bias.masked_fill(keys.index < 0, -torch.inf)
         absent = (bias == -torch.inf)[..., None, None]
-        key, value = (
-            _gather(x, images,
-                    keys.index).to(self.acc).masked_fill(absent,
-                                                         0).transpose(2, 3)
-            for x in (source.key, source.value))
+
+        def present(x: Tensor) -> Tensor:
+            x = _gather(x, images, keys.index).to(self.acc)
+            return x.masked_fill_(absent, 0).transpose(2, 3)
+
         bias = bias[:, :, None, None]
         if source.table is not None:
             # [heads, tiles or 1, rows or 1, keys]
@@ -196,7 +204,9 @@ class Attention:
             bias = bias + table.transpose(0, 1)
         if keys.hidden is not None:
             bias = bias.masked_fill(keys.hidden[:, None], -torch.inf)
-        return Seen(keys.index.clamp(min=0).flatten(), key, value, bias)
+        return Seen(
+            keys.index.clamp(min=0).flatten(), present(source.key),
+            present(source.value), bias)
 
     def _logits(self, query: Tensor, seen: Seen) -> Tensor:
         """``[b, tiles, heads, rows, keys]``, -inf where nothing is seen."""
@@ -228,11 +238,18 @@ class Attention:
 
     # ------------------------------------------------------------- forward
     def forward(self, out: Tensor, lse: Tensor) -> None:
-        """Writes ``[B, tiles, rows, heads, head_dim]`` and without dim."""
+        """Writes to ``[B, rows of all tiles, heads, head_dim]``, and without
+        head_dim, from ``first``.
+        """
         for chunk in self.chunks(1):
-            part_out, part_lse = self._forward(chunk)
-            out[chunk.place] = part_out.transpose(2, 3).to(out.dtype)
-            lse[chunk.place] = part_lse.squeeze(-1).transpose(2, 3)
+            for total, x in zip((out, lse), self._forward(chunk)):
+                self._write(total, chunk, x)
+
+    @staticmethod
+    def _write(total: Tensor, chunk: Chunk, x: Tensor) -> None:
+        """``[b, tiles, heads, rows, ...]`` to where it belongs."""
+        x = x.transpose(2, 3).flatten(1, 2).to(total.dtype)
+        total[chunk.images, chunk.place] = x
 
     def _forward(self, chunk: Chunk) -> OutLse:
         query, seen = self._queries(chunk), self._seen(chunk)
@@ -258,7 +275,7 @@ class Attention:
             total = total + share
             out = out + share * parents[0]
         out = out / total.masked_fill(total == 0, 1)
-        return out, total.log() + pivot
+        return out, (total.log() + pivot).squeeze(-1)
 
     # ------------------------------------------------------------ backward
     def totals(self) -> List[List[Tensor]]:
@@ -282,15 +299,15 @@ class Attention:
         Args:
             grads, results: of output and lse, numbered as the queries:
                 ``[B, count, heads, head_dim]`` and ``[B, count, heads]``.
-            slopes: gets that of queries, ``[B, tiles, rows, heads,
-                head_dim]``.
+            slopes: where that of queries is written, as in
+                :meth:`forward`.
             totals: to which those of the sources are added, as
                 :meth:`totals`.
             upper: to which those of the parents are added.
         """
         for chunk in self.chunks(2):
             found = self._backward(chunk, grads, results, totals, upper)
-            slopes[chunk.place] = found.transpose(2, 3).to(slopes.dtype)
+            self._write(slopes, chunk, found)
 
     def _backward(self, chunk: Chunk, grads: OutLse, results: OutLse,
                   totals: List[List[Tensor]],
@@ -409,30 +426,29 @@ def _of_tokens(query: Tensor, sources: List[Source], h: Hierarchy,
     grid, sides = leaf_tiles(h)
     tables = partial(token_tables, h, far=far, biased=biased)
     return Attention(
-        query.flatten(1, -3), sources, tables, prod(grid), prod(sides),
+        query.flatten(1, -3), sources, tables, 0, prod(grid), prod(sides),
         h.num_tokens, options, seed, **given)
 
 
 def _to_grid(x: Tensor, h: Hierarchy) -> Tensor:
-    """``[B, tiles, rows, ...]`` -> ``[B, *grid, ...]``."""
-    order = token_order(h, x.device)
-    x = x.flatten(1, 2).index_select(1, order)
+    """``[B, rows of all tiles, ...]`` -> ``[B, *grid, ...]``."""
+    x = x.index_select(1, token_order(h, x.device))
     return x.reshape(x.shape[0], *h.shape, *x.shape[2:])
 
 
-def _tile_rows(attention: Attention, *tail: int, dtype: torch.dtype) -> Tensor:
-    """Memory for results, ``[B, tiles, rows, heads, *tail]``."""
+def _rows(attention: Attention, dtype: torch.dtype, *tail: int) -> Tensor:
+    """Memory for results, ``[B, rows of all tiles, heads, *tail]``."""
     batch, _, heads, _ = attention.query.shape
-    return torch.empty(
-        (batch, attention.num_tiles, attention.num_rows, heads, *tail),
-        dtype=dtype,
-        device=attention.query.device)
+    count = attention.num_tiles * attention.num_rows
+    return torch.empty((batch, count, heads, *tail),
+                       dtype=dtype,
+                       device=attention.query.device)
 
 
 def _forward_tokens(attention: Attention, h: Hierarchy) -> OutLse:
     query = attention.query
-    out = _tile_rows(attention, query.shape[-1], dtype=query.dtype)
-    lse = _tile_rows(attention, dtype=attention.acc)
+    out = _rows(attention, query.dtype, query.shape[-1])
+    lse = _rows(attention, attention.acc)
     attention.forward(out, lse)
     return _to_grid(out, h), _to_grid(lse, h)
 
@@ -441,7 +457,7 @@ def _backward_tokens(attention: Attention, h: Hierarchy, grads: OutLse,
                      results: OutLse, **upper) -> Tuple[Tensor, ...]:
     """Gradients of the query, then of the sources."""
     query = attention.query
-    slopes = _tile_rows(attention, query.shape[-1], dtype=query.dtype)
+    slopes = _rows(attention, query.dtype, query.shape[-1])
     grads, results = ((x.flatten(1, h.ndim), y.flatten(1, h.ndim))
                       for x, y in (grads, results))
     totals = attention.totals()
@@ -506,6 +522,7 @@ def _levels(query: Tensor, key: Tensor, value: Tensor,
         Attention(
             query, [source],
             partial(level_tables, h, level),
+            h.level_starts[level - 1],
             prod(h.grids[level - 1]),
             h.num_parts,
             h.num_tokens,
@@ -515,12 +532,6 @@ def _levels(query: Tensor, key: Tensor, value: Tensor,
             parents=results if level < h.num_levels else None)
         for level in range(1, h.num_levels + 1)
     ]
-
-
-def _of_level(x: Tensor, level: int, h: Hierarchy) -> Tensor:
-    """A level of packed ``[B, M, ...]``: ``[B, cells, parts, ...]``."""
-    start, size = h.level_starts[level - 1], h.level_sizes[level - 1]
-    return x[:, start:start + size].unflatten(1, (-1, h.num_parts))
 
 
 def far_forward(query: Tensor, key: Tensor, value: Tensor,
@@ -545,8 +556,7 @@ def far_forward(query: Tensor, key: Tensor, value: Tensor,
     levels = _levels(query, key, value, key_mask, seed, hierarchy, options,
                      results)
     for level in range(hierarchy.num_levels, 0, -1):
-        levels[level - 1].forward(*(_of_level(x, level, hierarchy)
-                                    for x in results))
+        levels[level - 1].forward(*results)
     return results
 
 
@@ -561,9 +571,8 @@ def far_backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor,
     grads = grad_out.to(out.dtype, copy=True), grad_lse.clone()
     slopes = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     totals = levels[0].totals()
-    for level, attention in enumerate(levels, 1):
-        attention.backward(grads, (out, lse),
-                           _of_level(slopes, level, hierarchy), totals, grads)
+    for attention in levels:
+        attention.backward(grads, (out, lse), slopes, totals, grads)
     return slopes, *(x.to(query.dtype) for x in totals[0])
 
 

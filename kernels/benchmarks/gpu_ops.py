@@ -12,15 +12,39 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from fma_kernels import fma1d, fma2d
+from fma_kernels import Hierarchy, average_pyramid, fma1d, fma2d
 from fma_kernels.backends import load
+from fma_kernels.pooling import pack, packed_mass
 
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, **options):
-    """``fma1d`` or ``fma2d``, by the number of axes."""
+    """``fma1d`` or ``fma2d``, by the number of axes, or flex_attention."""
+    if options.get('backend') == 'flex':
+        del options['backend']
+        return flex(query, key, value, **options)
     return (fma1d if query.dim() == 4 else fma2d)(query, key, value, **options)
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, **geometry) -> Tensor:
+    """The same pattern through flex_attention, pooling included."""
+    h = Hierarchy(tuple(query.shape[1:-2]), **geometry)
+    if h.num_levels:
+        pooled = [pack(average_pyramid(x, h), h.ndim) for x in (key, value)]
+    else:
+        pooled = [key.new_zeros((key.shape[0], 0, *key.shape[-2:]))] * 2
+    return load('flex').flex(
+        query,
+        key,
+        value,
+        *pooled,
+        packed_mass(h, device=query.device),
+        None,
+        h,
+        True,
+        query.shape[-1]**-0.5,
+        return_lse=False)[0]
 
 
 def fma_options(case: Case, cell: int, backend: str,

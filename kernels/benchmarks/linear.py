@@ -36,6 +36,7 @@ from cpu1d import largest_difference, ragged_length, refuse
 from torch import Tensor
 
 from fma_kernels import Hierarchy, fma1d, fma2d, functional
+from fma_kernels import pooled as core
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
 from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
@@ -75,16 +76,14 @@ def training(tensors: Tensors, grad: Tensor, cell: int,
 
 def far_field(tensors: Tensors, cell: int) -> Dict[str, Callable]:
     """The far field alone: the very calls that the op makes."""
-    names = 'pool', 'far_field'
-    spies = [
-        patch.object(functional, x, wraps=getattr(functional, x))
-        for x in names
-    ]
+    places = (functional, 'pool'), (core, 'far_field')
+    ops = [getattr(*place) for place in places]
+    spies = [patch.object(*place, wraps=op) for place, op in zip(places, ops)]
     with spies[0] as pool, spies[1] as far:
         attention(tensors, cell)
     pool, (far, ) = ([
         partial(op, *call.args, **call.kwargs) for call in spy.call_args_list
-    ] for op, spy in ((functional.pool, pool), (functional.far_field, far)))
+    ] for op, spy in zip(ops, (pool, far)))
 
     def with_pooling() -> tuple:
         return [call() for call in pool], far()

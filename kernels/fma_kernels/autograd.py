@@ -51,13 +51,22 @@ def _loop(apply: Callable, info: Any, in_dims: tuple,
 
     A mapped axis cannot become part of the batch: a bias or a seed has none.
     """
+
+    def entry(i: int, x: Any, dim: Any) -> Any:
+        mapped = isinstance(x, Tensor) and dim is not None
+        return x.select(dim, i) if mapped else x
+
     calls = [
-        apply(*(x.select(dim, i) if isinstance(x, Tensor) and dim is not None
-                else x for x, dim in zip(args, in_dims)))
+        apply(*(entry(i, *each) for each in zip(args, in_dims)))
         for i in range(info.batch_size)
     ]
     results = tuple(torch.stack(x) for x in zip(*calls))
     return results, (0, ) * len(results)
+
+
+def _learns(args: tuple) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in args)
 
 
 def differentiable(
@@ -110,8 +119,8 @@ def differentiable(
         @staticmethod
         def setup_context(ctx, inputs, output):
             args = saved(inputs, output)
-            ctx.save_for_backward(
-                *(x if isinstance(x, Tensor) else None for x in args))
+            tensors = [x if isinstance(x, Tensor) else None for x in args]
+            ctx.save_for_backward(*tensors)
             ctx.others = [None if isinstance(x, Tensor) else x for x in args]
             ctx.floating = [
                 isinstance(x, Tensor) and x.is_floating_point() for x in inputs
@@ -123,7 +132,11 @@ def differentiable(
                 other if x is None else x
                 for x, other in zip(ctx.saved_tensors, ctx.others)
             ]
-            found = list(Backward.apply(*grads, *args))
+            # Compiled code is not differentiated twice, and a Function inside
+            # a Function is too much for some versions of the compiler.
+            compiling = torch.compiler.is_compiling()
+            run = backward_op if compiling else Backward.apply
+            found = list(run(*grads, *args))
             return tuple(
                 found.pop(0) if floating else None
                 for floating in ctx.floating)
@@ -136,6 +149,9 @@ def differentiable(
         if torch.onnx.is_in_onnx_export():
             # Its exporters know PyTorch's own operators, no library's.
             return forward.run(*args)
+        if torch.compiler.is_compiling() and not _learns(args):
+            # Some compilers mistake setup_context where nobody needs it.
+            return forward_op(*args)
         found = Forward.apply(*args)
         return found[0] if len(found) == 1 else found
 

@@ -148,7 +148,8 @@ def check_biases(near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
     d, m, heads = hierarchy.ndim, hierarchy.cell_size, query.shape[-2]
     if near_bias is not None:
         shape = (heads, (4 * m - 1)**d)
-        _check_floating('near_bias', near_bias, '[heads, (4m-1)^d]', shape, query)
+        _check_floating('near_bias', near_bias, '[heads, (4m-1)^d]', shape,
+                        query)
         if hierarchy.num_levels == 0 and max(hierarchy.leaf_grid) > 2:
             raise ValueError('near_bias covers neighbouring cells only; it '
                              'must be None when num_levels=0 on a grid of '
@@ -164,7 +165,7 @@ def check_biases(near_bias: Optional[Tensor], far_bias: Optional[List[Tensor]],
         shape = (heads, hierarchy.num_parts, 7**d)
         for level, bias in enumerate(far_bias, 1):
             _check_floating(f'far_bias of level {level}', bias,
-                        '[heads, rank^d, 7^d]', shape, query)
+                            '[heads, rank^d, 7^d]', shape, query)
 
 
 class Request(NamedTuple):
@@ -239,7 +240,7 @@ def refuse_triton(request: Request) -> Optional[str]:
 
 
 def refuse_torch(request: Request) -> Optional[str]:
-    """Why the blocked PyTorch backend cannot run, or None."""
+    """Why the PyTorch backend cannot run, or None."""
     return _refuse_biases(request) if request.pool_queries else None
 
 

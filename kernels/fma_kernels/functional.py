@@ -198,9 +198,8 @@ def _packed(call: _Call, hierarchy: Hierarchy,
             inputs = Inputs(query + asking.sum(), *inputs[1:])
         return attend(inputs, h, options)
     given = asking, inputs.key_summaries, inputs.value_summaries
-    asking, *summaries = (
-        average(x) if summary is None else summary
-        for x, summary in zip(inputs[:3], given))
+    asking, *summaries = (average(x) if summary is None else summary
+                          for x, summary in zip(inputs[:3], given))
     return attend_pooled(
         Inputs(*inputs[:3], *summaries, mask, seed), asking, h, options)
 

@@ -31,11 +31,10 @@ def attend_pooled(inputs: Inputs, query_summaries: Tensor,
         (float64 for float64).
     """
     h, shared = hierarchy, (inputs.key_mask, inputs.seed)
+    sizes = h.cell_size, h.num_levels, h.rank
     scalars = options.scale, options.dropout_p, options.backend
-    out, lse = far_field(query_summaries, inputs.key_summaries,
-                         inputs.value_summaries, *shared, list(h.shape),
-                         h.cell_size, h.num_levels, h.rank, options.mass,
-                         *scalars)
+    out, lse = far_field(query_summaries, *inputs[3:5], *shared, list(h.shape),
+                         *sizes, options.mass, *scalars)
     leaves = h.level_sizes[0]
     return near_field(*inputs[:3], out[:, :leaves], lse[:, :leaves], *shared,
                       h.cell_size, h.rank, *scalars)
@@ -51,8 +50,8 @@ _FAR = ('Tensor query_summaries, Tensor key_summaries, '
 def _far_call(grid: List[int], cell_size: int, num_levels: int, rank: int,
               mass: bool, scale: float, dropout_p: float,
               backend: str) -> Tuple[Hierarchy, Options]:
-    return (geometry_of(grid, cell_size, num_levels, rank, False),
-            Options(backend, mass, scale, dropout_p))
+    h = geometry_of(grid, cell_size, num_levels, rank, False)
+    return h, Options(backend, mass, scale, dropout_p)
 
 
 def _far_forward(query_summaries: Tensor, key_summaries: Tensor,
@@ -75,11 +74,9 @@ def _far_forward(query_summaries: Tensor, key_summaries: Tensor,
     if not query_summaries.shape[0]:
         return _empty_far(query_summaries)
     geometry, options = _far_call(*scalars)
-    return backends.load(options.backend).far_forward(query_summaries,
-                                                      key_summaries,
-                                                      value_summaries,
-                                                      key_mask, seed, geometry,
-                                                      options)
+    backend = backends.load(options.backend)
+    return backend.far_forward(query_summaries, key_summaries, value_summaries,
+                               key_mask, seed, geometry, options)
 
 
 def _empty_far(query: Tensor, *_) -> Tuple[Tensor, Tensor]:
@@ -95,11 +92,10 @@ def _far_backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor,
     if not out.shape[0]:
         return empty_grads(*tensors)
     geometry, options = _far_call(*args[5:])
+    backend, grad_lse = backends.load(options.backend), seen(grad_lse, lse)
     return list(
-        backends.load(options.backend).far_backward(grad_out,
-                                                    seen(grad_lse, lse),
-                                                    *tensors, out, lse,
-                                                    geometry, options))
+        backend.far_backward(grad_out, grad_lse, *tensors, out, lse, geometry,
+                             options))
 
 
 far_field = differentiable(
@@ -118,8 +114,8 @@ _NEAR = ('Tensor query, Tensor key, Tensor value, Tensor far_out, '
 
 def _near_call(query: Tensor, cell_size: int, rank: int, scale: float,
                dropout_p: float, backend: str) -> Tuple[Hierarchy, Options]:
-    return (geometry_of(query.shape[1:-2], cell_size, 1, rank, False),
-            Options(backend, scale=scale, dropout_p=dropout_p))
+    h = geometry_of(query.shape[1:-2], cell_size, 1, rank, False)
+    return h, Options(backend, scale=scale, dropout_p=dropout_p)
 
 
 def _near_forward(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
@@ -142,10 +138,9 @@ def _near_forward(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
     if not query.shape[0]:
         return empty_outputs(query)
     geometry, options = _near_call(query, *scalars)
-    return backends.load(options.backend).near_forward(query, key, value,
-                                                       far_out, far_lse,
-                                                       key_mask, seed,
-                                                       geometry, options)
+    backend = backends.load(options.backend)
+    return backend.near_forward(query, key, value, far_out, far_lse, key_mask,
+                                seed, geometry, options)
 
 
 def _near_backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor,
@@ -155,11 +150,10 @@ def _near_backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor,
     if not out.shape[0]:
         return empty_grads(*tensors)
     geometry, options = _near_call(out, *args[7:])
+    backend, grad_lse = backends.load(options.backend), seen(grad_lse, lse)
     return list(
-        backends.load(options.backend).near_backward(grad_out,
-                                                     seen(grad_lse, lse),
-                                                     *tensors, out, lse,
-                                                     geometry, options))
+        backend.near_backward(grad_out, grad_lse, *tensors, out, lse, geometry,
+                              options))
 
 
 near_field = differentiable(

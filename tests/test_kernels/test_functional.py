@@ -2,9 +2,11 @@
 import pytest
 import torch
 from slow_reference import slow_fma
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fma_kernels import Hierarchy, explain_backend, fma1d, fma2d
+from fma_kernels import Hierarchy, checks, explain_backend, fma1d, fma2d
 from fma_kernels.checks import Request, can_run
+from fma_kernels.pooling import pack
 from fma_kernels.testing import (assert_close, random_biases, random_mask,
                                  random_qkv, random_summaries)
 
@@ -53,6 +55,12 @@ BAD = [
     ('key_summaries', levels()[::-1], ValueError, 'level 1'),
     ('key_summaries', [None, None], TypeError, 'NoneType'),
     ('value_summaries', levels(extra=1), ValueError, '3'),
+    ('key_summaries', zeros(1, 33, 2, 4), ValueError,
+     r'\(1, 34, 2, 4\), got \(1, 33, 2, 4\)'),
+    ('key_summaries', zeros(1, 34, 2, 4).long(), TypeError, 'int64'),
+    ('value_summaries', zeros(1, 34, 2, 4, device='meta'), ValueError, 'meta'),
+    ('value_summaries', zeros(1, 34, 8), TypeError,
+     r'M_total, .* Tensor of shape \(1, 34, 8\)'),
     ('value_summaries', levels(dtype=torch.int64), TypeError, 'int64'),
     ('mass', 1, TypeError, '1'),
     ('return_lse', None, TypeError, 'None'),
@@ -86,6 +94,50 @@ def test_errors_name_the_argument(name, value, error, word) -> None:
     with pytest.raises(error, match=word) as caught:
         fma2d(**arguments(**{name: value}))
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize('backend', ['torch', 'naive'])
+@pytest.mark.parametrize('pool_queries', [False, True])
+@pytest.mark.parametrize('levels', [None, 1, 4])
+def test_packed_summaries(levels, pool_queries, backend) -> None:
+    """As a list of levels, those included that the grid does not need."""
+    h = Hierarchy(SHAPE, 2, levels, rank=2)
+    names = ['key_summaries', 'value_summaries']
+    names += ['query_summaries'] * pool_queries
+    given = [random_summaries(h, seed=seed) for seed, _ in enumerate(names)]
+    packed = [pack(x, h.ndim).detach().requires_grad_() for x in given]
+    options = dict(
+        num_levels=levels,
+        rank=2,
+        key_mask=random_mask(SHAPE),
+        pool_queries=pool_queries,
+        return_lse=True,
+        backend=backend)
+    results = []
+    for summaries in (given, packed):
+        found = fma2d(**arguments(**dict(zip(names, summaries)), **options))
+        leaves = sum(summaries, []) if summaries is given else packed
+        slopes = [x.detach().cos() for x in found]
+        results.append([*found, torch.autograd.grad(found, leaves, slopes)])
+    (out, lse, grads), (packed_out, packed_lse, packed_grads) = results
+    assert torch.equal(out, packed_out) and torch.equal(lse, packed_lse)
+    for i, grad in enumerate(packed_grads):
+        count = h.num_levels
+        expected = pack(list(grads[i * count:(i + 1) * count]), h.ndim)
+        assert_close(grad, expected)
+        assert (grad != 0).any()
+
+
+def test_packed_summaries_of_autocast() -> None:
+    qkv = random_qkv(SHAPE, dtype=torch.float32)
+    levels = random_summaries(LEVELS, dtype=torch.float32)
+    results = []
+    for given in (levels, pack(levels, 2)):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            out = fma2d(*qkv, cell_size=2, key_summaries=given)
+        assert out.dtype == torch.bfloat16
+        results.append(out)
+    assert torch.equal(*results)
 
 
 def test_errors_of_1d() -> None:
@@ -168,6 +220,54 @@ def test_explain_backend() -> None:
     assert lines[2].startswith('torch: it has no near_bias for pool_queries')
     assert 'far_bias' in explain_backend(
         query, pool_queries=True, far_bias=biases()['far_bias'])
+
+
+def request(device='cpu', dtype=torch.float32, **asked) -> Request:
+    return Request(torch.device(device), dtype, 4, 90, **asked)
+
+
+def test_what_native_cannot_run(monkeypatch) -> None:
+    monkeypatch.setattr(checks, '_native_reason', lambda: None)
+    assert can_run('native', request())
+    assert can_run('native', request(near_bias=True, far_bias=True))
+    assert can_run('native', request(dtype=torch.bfloat16, pool_queries=True))
+    lines = explain_backend(torch.zeros(1, 9, 1, 4)).splitlines()
+    assert lines == [
+        'triton: it needs a CUDA device, not cpu', 'native: chosen'
+    ]
+    for asked, word in ((dict(device='cuda:0'), 'needs a CPU, not cuda:0'),
+                        (dict(dtype=torch.float64), 'has no float64'),
+                        (dict(far_bias=True, pool_queries=True),
+                         'no far_bias for pool_queries')):
+        with pytest.raises(ValueError, match=f'native.* cannot run: .*{word}'):
+            can_run('native', request(**asked), raise_error=True)
+    monkeypatch.setattr(checks, '_native_reason', lambda: 'no C compiler')
+    lines = explain_backend(torch.zeros(1, 9, 1, 4)).splitlines()
+    assert lines[1:] == ['native: no C compiler', 'torch: chosen']
+
+
+def test_onnx_export_takes_operators_of_pytorch(monkeypatch) -> None:
+    """No custom op, which no exporter knows."""
+    monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
+    names = []
+
+    class Spy(TorchDispatchMode):
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for pool_queries in (False, True):
+        given = arguments(pool_queries=pool_queries)
+        with Spy():
+            out = fma2d(**given)
+        assert_close(out, fma2d(backend='naive', **given))
+    assert names and not any('fma_kernels' in name for name in names)
+    query = torch.zeros(1, 9, 1, 4)
+    assert explain_backend(query).splitlines()[1:] == [
+        "native: ONNX export takes PyTorch's operators: backend='torch'",
+        'torch: chosen'
+    ]
 
 
 def test_auto_is_the_blocked_backend(monkeypatch) -> None:

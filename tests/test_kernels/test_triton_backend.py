@@ -589,10 +589,7 @@ def test_opcheck(case) -> None:
 def test_opcheck_of_pooling(masked) -> None:
     mask = random_mask((9, ), 2).to(DEVICE) if masked else None
     x = leaves((9, ), batch=2)[0]
-    check_op(
-        pool, (x, mask, 2, 2, 2, 'triton'),
-        rtol=1e-4,
-        atol=1e-5)
+    check_op(pool, (x, mask, 2, 2, 2, 'triton'), rtol=1e-4, atol=1e-5)
     h = Hierarchy((9, ), 2, 2, 2)
     grad = torch.randn(2, h.num_summaries, 2, 8, device=DEVICE)[..., ::2]
     torch.library.opcheck(

@@ -337,7 +337,7 @@ def test_chunks_change_nothing(grid, elements, monkeypatch) -> None:
 def test_the_far_field_holds_no_second_pyramid(grid, masked,
                                                monkeypatch) -> None:
     """Beyond its results, a few blocks: copies of all would outgrow them."""
-    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', 16384)
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', 1 << 16)
     h = Hierarchy(*grid)
     mask = random_mask(grid[0], 1) if masked else None
     count = h.level_starts[-1] + h.level_sizes[-1]

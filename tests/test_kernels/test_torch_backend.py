@@ -1,4 +1,5 @@
 """The blocked backend against the oracle: outputs, lse, all gradients."""
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from fma_kernels import Hierarchy, fma2d
 from fma_kernels.backends import torch as blocked
+from fma_kernels.options import Inputs, Options
 from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
 from fma_vision.utils.timing import peak_memory
@@ -261,6 +263,47 @@ def test_bit_equal_on_repeat(shape) -> None:
     for _ in range(3):
         again = run('torch', inputs, shape, False, **kwargs)
         assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+# ------------------------------------------------------------------- export
+class Core(torch.nn.Module):
+    """What the core ops do, without being ops."""
+
+    def __init__(self, h: Hierarchy, pool_queries: bool) -> None:
+        super().__init__()
+        self.h, self.pool_queries = h, pool_queries
+
+    def forward(self, q, k, v, mask):
+        h, options = self.h, Options(scale=0.5)
+        keys, values = (blocked.pool(x, mask, h) for x in (k, v))
+        if not self.pool_queries:
+            inputs = Inputs(q, k, v, keys, values, mask)
+            return blocked.forward(inputs, h, options)
+        out, lse = blocked.far_forward(
+            blocked.pool(q, mask, h), keys, values, mask, None, h, options)
+        count = h.level_sizes[0]
+        return blocked.near_forward(q, k, v, out[:, :count],
+                                    lse[:, :count], mask, None,
+                                    replace(h, num_levels=1), options)
+
+
+@pytest.mark.parametrize('dynamo', [False, True])
+@pytest.mark.parametrize('pool_queries', [False, True])
+def test_onnx(pool_queries, dynamo, monkeypatch, tmp_path) -> None:
+    """Both exporters, in several chunks."""
+    pytest.importorskip('onnxscript')
+    runtime = pytest.importorskip('onnxruntime')
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', 1 << 16)
+    module = Core(Hierarchy((22, 30), 4), pool_queries)
+    inputs = (*torch.randn(3, 1, 22, 30, 2, 8), random_mask((22, 30)))
+    path = str(tmp_path / 'core.onnx')
+    options = {} if dynamo else dict(opset_version=17)
+    torch.onnx.export(module, inputs, path, dynamo=dynamo, **options)
+    session = runtime.InferenceSession(path)
+    names = [x.name for x in session.get_inputs()]
+    feed = {name: x.numpy() for name, x in zip(names, inputs)}
+    for a, b in zip(session.run(None, feed), module(*inputs)):
+        assert_close(torch.from_numpy(a), b)
 
 
 # ------------------------------------------------------------------ dropout

@@ -17,8 +17,7 @@ from torch import Tensor
 from ..dropout import keep_mask
 from ..geometry import Hierarchy
 from ..options import Inputs, Options
-from ..pooling import (accumulation_dtype, average_pyramid, masses, pack,
-                       spread)
+from ..pooling import accumulation_dtype, average_pyramid, masses, pack, spread
 from .lists import (Keys, Tables, leaf_tiles, level_tables, token_order,
                     token_tables)
 

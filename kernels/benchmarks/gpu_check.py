@@ -1,6 +1,6 @@
 """Is the op right? Against float64, on poisoned memory, at real sizes.
 
-The reference is the blocked PyTorch backend in float64 on the very numbers
+The reference is the PyTorch backend in float64 on the very numbers
 that the op is given; that backend in turn is compared with the dense oracle.
 """
 import time

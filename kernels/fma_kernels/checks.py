@@ -240,7 +240,7 @@ def refuse_triton(request: Request) -> Optional[str]:
 
 
 def refuse_torch(request: Request) -> Optional[str]:
-    """Why the blocked PyTorch backend cannot run, or None."""
+    """Why the PyTorch backend cannot run, or None."""
     return _refuse_biases(request) if request.pool_queries else None
 
 

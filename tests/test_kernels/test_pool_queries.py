@@ -13,7 +13,7 @@ from test_exactness import constant_on, full_lse, softmax_attention
 from test_torch_backend import CHECKED, geometries, masks
 
 from fma_kernels import Hierarchy, explain_backend, fma1d, fma2d, naive
-from fma_kernels.backends import levels as blocked
+from fma_kernels.backends import torch as blocked
 from fma_kernels.pooled import far_field, near_field
 from fma_kernels.pooling import average_pyramid, pack
 from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
@@ -311,7 +311,7 @@ def test_dropout_keeps_the_expectation() -> None:
     'grid', [((70, ), 2, None, 2), ((70, ), 4, 1, 1), ((13, 10), 2, None, 1),
              ((17, 12), 1, 2, 1)],
     ids=str)
-def test_slabs_change_nothing(grid, elements, monkeypatch) -> None:
+def test_chunks_change_nothing(grid, elements, monkeypatch) -> None:
     """Heads, images and rows of a long top list in parts."""
     shape, cell_size, levels, rank = grid
     options = dict(
@@ -324,7 +324,7 @@ def test_slabs_change_nothing(grid, elements, monkeypatch) -> None:
         dropout_seed=7)
     inputs = list(random_qkv(shape, heads=3, batch=3))
     expected = run('torch', inputs, shape, False, **options)
-    monkeypatch.setattr(blocked, 'BLOCK_ELEMENTS', elements)
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', elements)
     for a, b in zip(run('torch', inputs, shape, False, **options), expected):
         assert_close(a, b)
 
@@ -337,7 +337,7 @@ def test_slabs_change_nothing(grid, elements, monkeypatch) -> None:
 def test_the_far_field_holds_no_second_pyramid(grid, masked,
                                                monkeypatch) -> None:
     """Beyond its results, a few blocks: copies of all would outgrow them."""
-    monkeypatch.setattr(blocked, 'BLOCK_ELEMENTS', 4096)
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', 1 << 16)
     h = Hierarchy(*grid)
     mask = random_mask(grid[0], 1) if masked else None
     count = h.level_starts[-1] + h.level_sizes[-1]

@@ -1,5 +1,7 @@
 """The blocked backend against the oracle: outputs, lse, all gradients."""
+from dataclasses import replace
 from functools import partial
+from math import prod
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 
 from fma_kernels import Hierarchy, fma2d
 from fma_kernels.backends import torch as blocked
+from fma_kernels.options import Inputs, Options
 from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
+from fma_vision.utils.timing import peak_memory
 
 compare = partial(compare_backend, 'torch')
 
@@ -163,96 +167,92 @@ def test_expanded_values_and_gradients() -> None:
         assert_close(a, b)
 
 
-# Heads, groups and rows of a tile at once.
-@pytest.mark.parametrize(
-    'cut', [(3, 2, 999), (2, 1, 999), (1, 5, 3)],
-    ids=['groups', 'heads', 'rows'])
+def spy_on_chunks(monkeypatch) -> list:
+    """Images, tiles and rows of all chunks to come."""
+    chunks, plain = [], blocked.Attention._chunk
+
+    def spy(self, *ranges):
+        chunks.append(tuple(x.stop - x.start for x in ranges))
+        return plain(self, *ranges)
+
+    monkeypatch.setattr(blocked.Attention, '_chunk', spy)
+    return chunks
+
+
+# All at once; some tiles of an image; some rows of a tile.
+@pytest.mark.parametrize('elements', [1 << 24, 9000, 100])
 @pytest.mark.parametrize(
     'geometry', [((70, ), 2, None, 1, False), ((70, ), 16, None, 2, True),
                  ((61, ), 4, 1, 1, True), ((13, 10), 2, None, 1, False),
                  ((17, 12), 4, None, 2, False), ((12, 9), 2, 1, 1, False),
                  ((9, 8), 2, 0, 1, False)],
     ids=str)
-def test_chunks_change_nothing(geometry, cut, monkeypatch) -> None:
+@pytest.mark.parametrize('masked', [False, True])
+def test_chunks_change_nothing(geometry, masked, elements,
+                               monkeypatch) -> None:
     shape, cell_size, levels, rank, causal = geometry
     options = dict(
         cell_size=cell_size,
         num_levels=levels,
         rank=rank,
-        key_mask=random_mask(shape, 2, 0.5),
+        key_mask=random_mask(shape, 3, 0.5) if masked else None,
         dropout_p=0.2,
         dropout_seed=7)
     if len(shape) == 1:
         options['causal'] = causal
-    inputs = list(random_qkv(shape, heads=3, batch=2))
-    expected = run('torch', inputs, shape, False, **options)
-    chunks = []
-
-    def cuts(problem):
-        chunks.append(1)
-        return (*cut[:2], min(cut[2], problem.plan.tile_tokens))
-
-    monkeypatch.setattr(blocked.Problem, '_cut', cuts)
-    for a, b in zip(run('torch', inputs, shape, False, **options), expected):
-        assert_close(a, b)
-    assert chunks
-
-
-@pytest.mark.parametrize('elements, count', [(1, 9), (3000, 6), (8000, 2)])
-@pytest.mark.parametrize('masked', [False, True])
-def test_slabs_change_nothing(elements, count, masked, monkeypatch) -> None:
-    """Heads and images in parts: one, two heads, two images at once."""
-    shape = (13, 10)
-    mask = random_mask(shape, 3, 0.5) if masked else None
-    options = dict(cell_size=2, key_mask=mask, dropout_p=0.2, dropout_seed=7)
     inputs = list(random_qkv(shape, heads=3, batch=3))
     expected = run('torch', inputs, shape, False, **options)
-    monkeypatch.setattr(blocked, 'SLAB_ELEMENTS', elements)
-    assert len(list(blocked.slabs(inputs[0]))) == count
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', elements)
+    chunks = spy_on_chunks(monkeypatch)
     for a, b in zip(run('torch', inputs, shape, False, **options), expected):
         assert_close(a, b)
+    images, tiles, rows = chunks[0]
+    if elements == 100:
+        assert images == tiles == rows == 1
+    elif elements == 9000:
+        assert images * tiles * rows < 3 * prod(shape)
+    else:
+        assert len(chunks) == 2 and images == 3  # forward and backward
 
 
-def test_the_cut_follows_the_budget(monkeypatch) -> None:
-    """Heads are split first, then groups, then the rows of a tile."""
-    cuts = []
-    plain = blocked.Problem._cut
-    monkeypatch.setattr(blocked.Problem, '_cut',
-                        lambda p: cuts.append(plain(p)) or cuts[-1])
-    q, k, v = (x.detach() for x in random_qkv((24, 24), heads=3))
+def test_chunks_follow_the_budget(monkeypatch) -> None:
+    """Images are split first, then tiles, then the rows of a tile."""
+    q, k, v = (x.detach() for x in random_qkv((24, 24), heads=3, batch=2))
     expected = fma2d(q, k, v, cell_size=4, backend='torch')
-    cuts.clear()
-    for size in (1 << 20, 1 << 17, 1 << 15, 1 << 10):
+    chunks, first = spy_on_chunks(monkeypatch), []
+    for size in (1 << 22, 1 << 17, 1 << 14, 1 << 10):
         monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', size)
+        chunks.clear()
         assert_close(fma2d(q, k, v, cell_size=4, backend='torch'), expected)
-    cuts = list(dict.fromkeys(cuts))
-    assert cuts == sorted(cuts, reverse=True) and len(cuts) == 4
-    assert cuts[0][0] == 3 and cuts[1][0] == 1 < cuts[1][1]
-    assert cuts[2] == (1, 1, 16) and cuts[3][2] < 16
+        first.append(chunks[0])
+    assert first[0] == (2, 36, 16)
+    assert first[1][1] < 36 and first[1][2] == 16
+    assert first[2] == (1, 1, 16) and first[3][:2] == (1, 1)
+    assert first[3][2] < 16
 
 
-def test_memory_of_a_chunk_is_bounded(monkeypatch) -> None:
-    # The largest memory of a chunk stays in the budget while the grid grows.
-    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', 1 << 16)
-    peaks = {}
-    plain = blocked.Workspace.take
-
-    def take(self, name, *shape):
-        found = plain(self, name, *shape)
-        kind = name.rstrip('0123456789')
-        peaks[kind] = max(peaks.get(kind, 0), found.numel())
-        return found
-
-    monkeypatch.setattr(blocked.Workspace, 'take', take)
-    for side in (16, 64, 96):
+@pytest.mark.parametrize('levels', [None, 0, 1])
+def test_memory_is_linear(levels, monkeypatch) -> None:
+    """Beyond tensors of the size of the inputs, a bounded chunk."""
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', 1 << 17)
+    for side in (16, 48):
         qkv = random_qkv((side, side),
                          heads=2,
                          head_dim=8,
                          dtype=torch.float32)
-        out = fma2d(*qkv, cell_size=4, backend='torch')
-        torch.autograd.grad(out.sum(), qkv)
-    chunks = ('keys', 'logits', 'slopes', 'out', 'grad')
-    assert max(peaks[kind] for kind in chunks) <= 1 << 16
+        options = dict(cell_size=4, num_levels=levels, backend='torch')
+
+        def forward():
+            return fma2d(*qkv, **options)
+
+        def training():
+            return torch.autograd.grad(forward().sum(), qkv)
+
+        size = 4 * qkv[0].numel()
+        for call, tensors in ((forward, 6), (training, 12)):
+            call()
+            # Of a chunk: logits, their weights, keys, values, their tables.
+            assert peak_memory(call) < tensors * size + 8 * 4 * (1 << 17)
 
 
 @pytest.mark.parametrize('shape', [(67, ), (13, 22)], ids=str)
@@ -263,6 +263,47 @@ def test_bit_equal_on_repeat(shape) -> None:
     for _ in range(3):
         again = run('torch', inputs, shape, False, **kwargs)
         assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+# ------------------------------------------------------------------- export
+class Core(torch.nn.Module):
+    """What the core ops do, without being ops."""
+
+    def __init__(self, h: Hierarchy, pool_queries: bool) -> None:
+        super().__init__()
+        self.h, self.pool_queries = h, pool_queries
+
+    def forward(self, q, k, v, mask):
+        h, options = self.h, Options(scale=0.5)
+        keys, values = (blocked.pool(x, mask, h) for x in (k, v))
+        if not self.pool_queries:
+            inputs = Inputs(q, k, v, keys, values, mask)
+            return blocked.forward(inputs, h, options)
+        out, lse = blocked.far_forward(
+            blocked.pool(q, mask, h), keys, values, mask, None, h, options)
+        count = h.level_sizes[0]
+        return blocked.near_forward(q, k, v, out[:, :count],
+                                    lse[:, :count], mask, None,
+                                    replace(h, num_levels=1), options)
+
+
+@pytest.mark.parametrize('dynamo', [False, True])
+@pytest.mark.parametrize('pool_queries', [False, True])
+def test_onnx(pool_queries, dynamo, monkeypatch, tmp_path) -> None:
+    """Both exporters, in several chunks."""
+    pytest.importorskip('onnxscript')
+    runtime = pytest.importorskip('onnxruntime')
+    monkeypatch.setattr(blocked, 'CHUNK_ELEMENTS', 1 << 16)
+    module = Core(Hierarchy((22, 30), 4), pool_queries)
+    inputs = (*torch.randn(3, 1, 22, 30, 2, 8), random_mask((22, 30)))
+    path = str(tmp_path / 'core.onnx')
+    options = {} if dynamo else dict(opset_version=17)
+    torch.onnx.export(module, inputs, path, dynamo=dynamo, **options)
+    session = runtime.InferenceSession(path)
+    names = [x.name for x in session.get_inputs()]
+    feed = {name: x.numpy() for name, x in zip(names, inputs)}
+    for a, b in zip(session.run(None, feed), module(*inputs)):
+        assert_close(torch.from_numpy(a), b)
 
 
 # ------------------------------------------------------------------ dropout

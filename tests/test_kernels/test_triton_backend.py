@@ -134,15 +134,15 @@ def test_heads_and_images() -> None:
     ids=str)
 def test_far_lists(geometry) -> None:
     """For every tile and child: what the definition lists, and once."""
-    from fma_kernels.backends import tiling
+    from fma_kernels.backends.lists import grid_points
     from fma_kernels.backends.triton.lists import far_lists
     h = Hierarchy(*geometry)
     p, lists = plan_of(*geometry), far_lists(h, torch.device('cpu'))
     assert not lists.index.shape[1] % lists.block
     assert not lists.finest.shape[1] % lists.block
     side = 2 if p.grouped else 1
-    children = list(tiling.grid_points((side, ) * h.ndim))
-    tiles = tiling.grid_points(p.tiles[-h.ndim:])
+    children = list(grid_points((side, ) * h.ndim))
+    tiles = grid_points(p.tiles[-h.ndim:])
     assert len(lists.index) == len(tiles)
     checked = 0
     for tile, shared, finest in zip(tiles, lists.index, lists.finest):
@@ -164,7 +164,7 @@ def test_far_lists(geometry) -> None:
                     expected += range(at, at + h.num_parts)
             assert found == sorted(expected)
             checked += 1
-    assert checked == len(tiling.grid_points(h.leaf_grid))
+    assert checked == len(grid_points(h.leaf_grid))
 
 
 # ------------------------------------------------------- dtypes, dims, scales

@@ -5,13 +5,14 @@ kernels read them, rather than work them out in every block.
 """
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Tuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...geometry import Hierarchy
-from .. import tiling
+from ..lists import far_keys, grid_points, number_on, with_parts
 from .plan import plan
 
 
@@ -35,22 +36,49 @@ def _padded(index: Tensor, block: int) -> Tensor:
     return F.pad(index, (0, -index.shape[1] % block), value=-1)
 
 
+def _compressed(index: Tensor) -> Tensor:
+    """Moves the -1 of each row to its end and cuts the common tail."""
+    order = (index < 0).to(torch.uint8).argsort(dim=1, stable=True)
+    length = int((index >= 0).sum(1).max()) if index.numel() else 0
+    return index.gather(1, order)[:, :length]
+
+
+def _finest(hierarchy: Hierarchy, parents: Tensor) -> Tuple[Tensor, Tensor]:
+    """Level-1 summaries around parents of 2 ** d leaves.
+
+    Returns:
+        Packed summaries ``[parents, F]``, -1 off the grid, and bool
+        ``[2 ** d, F]``: which of them a child of the parent sees finer.
+    """
+    d = hierarchy.ndim
+    children = grid_points((2, ) * d)
+    window = grid_points((6, ) * d) - 2  # from the first child
+    finer = (window - children[:, None]).abs().amax(-1) <= 1
+    if hierarchy.causal:
+        finer |= window[:, 0] >= children
+    # What no child sees need not be read.
+    window, finer = window[~finer.all(0)], finer[:, ~finer.all(0)]
+    cells = number_on(2 * parents[:, None] + window, hierarchy.leaf_grid)
+    return (with_parts(hierarchy, 1,
+                       cells), finer.repeat_interleave(hierarchy.num_parts, 1))
+
+
 @lru_cache(maxsize=64)
 def far_lists(hierarchy: Hierarchy, device: torch.device) -> FarLists:
     """The lists of a (trimmed) hierarchy, but a top level that lists all."""
     p = plan(hierarchy)
-    tiles = tiling.grid_points(p.tiles[-hierarchy.ndim:])
+    tiles = grid_points(p.tiles[-hierarchy.ndim:])
     # A parent is a cell of level 2; level 1 is seen by its children apart.
     first = 2 if p.grouped else 1
     found = [torch.empty((len(tiles), 0), dtype=torch.int64)]
     for level in range(first, p.listed + 1):
         found.append(
-            tiling.exact_list(hierarchy, level, tiles >> (level - first)))
-    index = tiling.compress(torch.cat(found, dim=1))
+            far_keys(hierarchy, level, tiles >> (level - first)).index)
+    index = _compressed(torch.cat(found, dim=1))
     finest = torch.empty((len(tiles), 0), dtype=torch.int64)
     bits = torch.empty(0, dtype=torch.int64)
     if p.grouped and p.listed:
-        finest, hidden = tiling.finest_list(hierarchy, tiles)
+        finest, hidden = _finest(hierarchy, tiles)
         bits = (~hidden * (1 << torch.arange(len(hidden)))[:, None]).sum(0)
     # Wide steps cost less each; narrow ones waste less on the last.
     length = max(index.shape[1], 1)

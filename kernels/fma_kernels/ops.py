@@ -17,10 +17,13 @@ from .options import Inputs, Options
 from .pooling import accumulation_dtype
 
 
-def geometry_of(grid: Sequence[int], *sizes) -> Hierarchy:
-    """From a grid, cell_size, num_levels, rank and whether it is causal."""
+def geometry_of(grid: Sequence[int], cell_size: int, num_levels: int,
+                rank: int, causal: bool) -> Hierarchy:
+    """From the plain numbers of a schema."""
     # int() of a symbolic size fixes it: static shapes are promised.
-    return hierarchy(tuple(int(size) for size in grid), *sizes)
+    return hierarchy(
+        tuple(int(size) for size in grid), int(cell_size), int(num_levels),
+        int(rank), causal)
 
 
 def empty_outputs(query: Tensor) -> Tuple[Tensor, Tensor]:

@@ -84,6 +84,7 @@ def check_op(function: Callable, args: tuple, **tolerance) -> None:
                     'test_aot_dispatch_static'),
         **tolerance)
     leaves = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
+    torch._dynamo.reset()  # one shape, seen for the first time
     compiled = torch.compile(function, fullgraph=True, backend='aot_eager')
     results = []
     for call in (function, compiled):

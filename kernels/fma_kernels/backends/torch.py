@@ -7,6 +7,7 @@ rows of one tile, as fit a budget of elements. The backward pass recomputes
 the weights from lse, and adds what belongs to a gathered key back to it in a
 fixed order.
 """
+from dataclasses import dataclass
 from functools import partial, reduce
 from math import prod
 from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
@@ -71,14 +72,10 @@ class Chunk(NamedTuple):
     tables: Tables
 
 
-def _along(x: Tensor, images: slice) -> Tensor:
-    """Some images of ``[B or 1, ...]``."""
-    return x if x.shape[0] == 1 else x[images]
-
-
 def _gather(x: Tensor, images: slice, index: Tensor) -> Tensor:
     """``[B or 1, count, ...]`` at ``[tiles, n]`` -> ``[b, tiles, n, ...]``."""
-    found = _along(x, images).index_select(1, index.clamp(min=0).flatten())
+    x = x if x.shape[0] == 1 else x[images]
+    found = x.index_select(1, index.clamp(min=0).flatten())
     return found.reshape(found.shape[0], *index.shape, *x.shape[2:])
 
 
@@ -102,15 +99,16 @@ def _transposed(x: Tensor) -> Tensor:
     return x.transpose(-1, -2)
 
 
+@dataclass(frozen=True)
 class Attention:
     """Attention of the queries of all tiles.
 
-    Args:
+    Attributes:
         query: ``[B, count, heads, head_dim]``.
         sources: the keys, as :class:`Tables` lists them.
         tables: of numbers of tiles and rows.
         first: where results begin among the rows that are written.
-        tiles, rows: how many there are.
+        num_tiles, num_rows: how many there are.
         tokens: of an image, to number what dropout decides about.
         seed: int64 scalar, used where ``dropout_p > 0``.
         silent: queries that ask with zeros, bool ``[B or 1, count]``.
@@ -118,24 +116,21 @@ class Attention:
             of all packed sub-cells, where the tables have parents.
     """
 
-    def __init__(self,
-                 query: Tensor,
-                 sources: List[Source],
-                 tables: Callable[[Tensor, Tensor], Tables],
-                 first: int,
-                 tiles: int,
-                 rows: int,
-                 tokens: int,
-                 options: Options,
-                 seed: Optional[Tensor] = None,
-                 silent: Optional[Tensor] = None,
-                 parents: Optional[OutLse] = None) -> None:
-        self.query, self.sources, self.tables = query, sources, tables
-        self.first, self.num_tiles, self.num_rows = first, tiles, rows
-        self.tokens = tokens
-        self.options, self.seed = options, seed
-        self.silent, self.parents = silent, parents
-        self.acc = accumulation_dtype(query.dtype)
+    query: Tensor
+    sources: List[Source]
+    tables: Callable[[Tensor, Tensor], Tables]
+    first: int
+    num_tiles: int
+    num_rows: int
+    tokens: int
+    options: Options
+    seed: Optional[Tensor] = None
+    silent: Optional[Tensor] = None
+    parents: Optional[OutLse] = None
+
+    @property
+    def acc(self) -> torch.dtype:
+        return accumulation_dtype(self.query.dtype)
 
     # -------------------------------------------------------------- chunks
     def _range(self, part: slice) -> Tensor:
@@ -589,20 +584,14 @@ def _near(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
         parents=(far_out, far_lse))
 
 
-def near_forward(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
-                 far_lse: Tensor, key_mask: Optional[Tensor],
-                 seed: Optional[Tensor], hierarchy: Hierarchy,
-                 options: Options) -> OutLse:
+def near_forward(*args) -> OutLse:
     """Output ``[B, *grid, heads, head_dim]`` and lse ``[B, *grid, heads]``.
 
-    Args:
-        far_out, far_lse: of level 1 in the accumulation dtype, ``[B, M_1,
-            heads, head_dim]`` and ``[B, M_1, heads]``.
-        hierarchy: of one level.
+    Takes query, key, value, far output ``[B, M_1, heads, head_dim]`` and lse
+    ``[B, M_1, heads]`` of level 1 in the accumulation dtype, the mask, the
+    seed, a hierarchy of one level and the options.
     """
-    return _forward_tokens(
-        _near(query, key, value, far_out, far_lse, key_mask, seed, hierarchy,
-              options), hierarchy)
+    return _forward_tokens(_near(*args), args[-2])
 
 
 def near_backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor,
@@ -611,13 +600,10 @@ def near_backward(grad_out: Tensor, grad_lse: Tensor, query: Tensor,
                   out: Tensor, lse: Tensor, hierarchy: Hierarchy,
                   options: Options) -> Tuple[Tensor, ...]:
     """Gradients of query, key, value, and of the far output and lse."""
-    upper = tuple(
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-        for x in (far_out, far_lse))
-    query, *found = _backward_tokens(
-        _near(query, key, value, far_out, far_lse, key_mask, seed, hierarchy,
-              options),
-        hierarchy, (grad_out, grad_lse), (out, lse),
-        upper=upper)
+    upper = tuple(x.new_zeros(x.shape) for x in (far_out, far_lse))
+    attention = _near(query, key, value, far_out, far_lse, key_mask, seed,
+                      hierarchy, options)
+    slopes, *found = _backward_tokens(
+        attention, hierarchy, (grad_out, grad_lse), (out, lse), upper=upper)
     found = (x.reshape(query.shape).to(query.dtype) for x in found)
-    return query, *found, *upper
+    return slopes, *found, *upper

@@ -33,7 +33,7 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor, ndim: int) -> None:
         if x.dtype not in DTYPES:
             raise TypeError(f'{name} must have one of the dtypes '
                             f'{[str(d) for d in DTYPES]}, got {x.dtype}')
-        if min(x.shape[1:]) < 1:
+        if any(size < 1 for size in x.shape[1:]):
             raise ValueError(f'{name} must have no empty axis but the '
                              f'batch, got shape {tuple(x.shape)}')
     for name, x in (('key', key), ('value', value)):

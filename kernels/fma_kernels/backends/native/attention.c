@@ -60,13 +60,14 @@ struct thread {
   int64_t most; /* queries of a job */
   int64_t pitch;
   const void **key, **value;
+  const float **rows;
+  float **results, *shares;
   float *bias;
   uint32_t *number, *state;
   float **grad_key, **grad_value;
   float *query, *out, *scores, *converted, *maximum, *sum, *row;
   float *grad, *query_rows, *grad_rows, *lse, *delta, *grad_query, *junk;
-  int32_t *lane_row, *lane_column, *lane_entry;
-  int64_t *position;
+  int32_t *lane_row, *lane_column, *lane_entry, *position;
 };
 
 /* Lays out a thread's memory at `at`; with a null, counts its bytes. */
@@ -108,11 +109,14 @@ static size_t lay_out(struct thread *t, char *at, int back) {
   TAKE(t->converted, float, call->dtype ? 2 * FMA_KEYS *dim : 0);
   TAKE(t->maximum, float, width);
   TAKE(t->sum, float, width);
-  TAKE(t->row, float, 2 * dim);
+  TAKE(t->row, float, call->dtype ? dim *width : 0);
+  TAKE(t->rows, const float *, width);
+  TAKE(t->results, float *, width);
+  TAKE(t->shares, float, width);
   TAKE(t->lane_row, int32_t, width);
   TAKE(t->lane_column, int32_t, width);
   TAKE(t->lane_entry, int32_t, width);
-  TAKE(t->position, int64_t, width);
+  TAKE(t->position, int32_t, width);
   TAKE(t->junk, float, dim);
   if (back) {
     TAKE(t->grad_key, float *, keys);
@@ -134,7 +138,8 @@ static int open_thread(struct thread *t, const struct fma_call *call,
   t->call = call;
   t->kernels = kernels_of(call, queries);
   int64_t lanes = t->kernels->lanes;
-  t->most = 4 * lanes;
+  /* Causal: of a tile's own tokens, few queries leave many out. */
+  t->most = (call->causal ? 2 : 4) * lanes;
   t->pitch = (call->dim + lanes - 1) / lanes * lanes;
   size_t size = lay_out(t, NULL, back);
   t->memory = malloc(size + 64);
@@ -261,23 +266,23 @@ static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
       .out = t->out,
       .pitch = t->pitch,
   };
-  float scale = call->scale * FMA_LOG2E;
   if (count < width)
     memset(t->query, 0, dim * width * sizeof *t->query);
   for (int64_t i = 0; i < count; i++) {
     const char *from =
         base + t->tile.offset[first + i] * (int64_t)item_size(call);
-    const float *row = t->row;
-    if (call->dtype == FMA_FLOAT32)
-      row = (const float *)from;
-    else
-      fma_to_float((int)call->dtype, from, dim, t->row);
-    for (int64_t c = 0; c < dim; c++)
-      t->query[c * width + i] = row[c] * scale;
-    if (t->query_rows)
-      for (int64_t c = 0; c < dim; c++)
-        t->query_rows[i * t->pitch + c] = row[c] * call->scale;
+    t->rows[i] = (const float *)from;
+    if (call->dtype != FMA_FLOAT32) {
+      fma_to_float((int)call->dtype, from, dim, t->row + i * dim);
+      t->rows[i] = t->row + i * dim;
+    }
   }
+  fma_to_columns(t->rows, count, dim, call->scale * FMA_LOG2E, width,
+                 t->query);
+  if (t->query_rows)
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t c = 0; c < dim; c++)
+        t->query_rows[i * t->pitch + c] = t->rows[i][c] * call->scale;
   if (call->level) {
     /* Lanes without a query see whatever they like. */
     memset(t->lane_row, 0, width * sizeof *t->lane_row);
@@ -297,19 +302,17 @@ static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
     job->lane_entry = t->lane_entry;
   }
   if (call->causal) {
-    int64_t last = t->tile.index[first + count - 1], seen = t->list.far;
-    /* Near tokens are in order: what is later than all is left out. */
-    int64_t from = t->list.count;
-    while (from > t->list.far && t->list.index[from - 1] > last)
-      from--;
-    job->count = min(padded(from), job->count);
-    seen = from;
-    while (seen > t->list.far &&
-           t->list.index[seen - 1] > t->tile.index[first])
+    /* Near tokens are in order: those later than all are left out. */
+    int64_t last = t->tile.index[first + count - 1], seen = t->list.count;
+    while (seen > t->list.far && t->list.index[seen - 1] > last)
+      seen--;
+    job->count = padded(seen);
+    job->first = t->tile.index[first];
+    while (seen > t->list.far && t->list.index[seen - 1] > job->first)
       seen--;
     job->hidden_from = seen;
     for (int64_t i = 0; i < width; i++)
-      t->position[i] = i < count ? t->tile.index[first + i] : INT64_MAX;
+      t->position[i] = i < count ? (int32_t)i : INT32_MAX;
     job->position = t->position;
   }
   if (call->dropout) {
@@ -356,11 +359,12 @@ static void end_softmax(struct thread *t, const struct fma_job *job,
   for (int64_t i = 0; i < job->queries; i++) {
     int64_t at =
         (image * rows + t->tile.index[first + i]) * call->heads + head;
-    float sum = t->sum[i], share = sum == 0 ? 0 : 1 / sum;
-    for (int64_t c = 0; c < dim; c++)
-      call->out[at * dim + c] = t->out[c * width + i] * share;
+    float sum = t->sum[i];
+    t->results[i] = call->out + at * dim;
+    t->shares[i] = sum == 0 ? 0 : 1 / sum;
     call->lse[at] = sum == 0 ? -INFINITY : t->maximum[i] * FMA_LN2 + logf(sum);
   }
+  fma_to_rows(t->out, job->queries, dim, t->shares, width, t->results);
 }
 
 struct pass {
@@ -417,6 +421,20 @@ int fma_forward(const struct fma_call *call) {
 }
 
 /* ------------------------------------------------------------- backward */
+/* Eight sums at once, for the compiler's vectors. */
+static float product(const float *a, const float *b, int64_t count) {
+  float sums[8] = {0}, sum = 0;
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int j = 0; j < 8; j++)
+      sums[j] += a[i + j] * b[i + j];
+  for (; i < count; i++)
+    sum += a[i] * b[i];
+  for (int j = 0; j < 8; j++)
+    sum += sums[j];
+  return sum;
+}
+
 static void load_grads(struct thread *t, struct fma_job *job, int64_t image,
                        int64_t head, int64_t first) {
   const struct fma_call *call = t->call;
@@ -439,18 +457,15 @@ static void load_grads(struct thread *t, struct fma_job *job, int64_t image,
     float *row = t->grad_rows + i * t->pitch;
     fma_to_float(dtype, (const char *)call->grad_out.data + offset * size, dim,
                  row);
-    float sum = -call->grad_lse[at];
-    for (int64_t c = 0; c < dim; c++) {
-      t->grad[c * width + i] = row[c];
-      sum += row[c] * call->out[at * dim + c];
-    }
-    t->delta[i] = sum;
+    t->rows[i] = row;
+    t->delta[i] = product(row, call->out + at * dim, dim) - call->grad_lse[at];
     /* A query without any key keeps +inf: its weights are 0. */
     if (call->lse[at] != -INFINITY)
       t->lse[i] = call->lse[at] * FMA_LOG2E;
     else
       t->delta[i] = 0;
   }
+  fma_to_columns(t->rows, job->queries, dim, 1, width, t->grad);
   job->grad = t->grad;
   job->query_rows = t->query_rows;
   job->grad_rows = t->grad_rows;
@@ -468,9 +483,8 @@ static void store_grads(struct thread *t, const struct fma_job *job,
   for (int64_t i = 0; i < job->queries; i++) {
     int64_t at =
         (image * rows + t->tile.index[first + i]) * call->heads + head;
-    for (int64_t c = 0; c < dim; c++)
-      call->grad_query[at * dim + c] =
-          t->grad_query[c * width + i] * call->scale;
+    t->results[i] = call->grad_query + at * dim;
+    t->shares[i] = call->scale;
     if (!call->has_parents)
       continue;
     int64_t up = (image * call->parent_total + t->tile.parent[first + i]) *
@@ -487,6 +501,7 @@ static void store_grads(struct thread *t, const struct fma_job *job,
     }
     call->grad_parent_lse[up] += sum * share;
   }
+  fma_to_rows(t->grad_query, job->queries, dim, t->shares, width, t->results);
 }
 
 /* Where the gradients of the list's rows are summed up. */

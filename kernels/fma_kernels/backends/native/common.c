@@ -51,3 +51,70 @@ void fma_to_float(int dtype, const void *from, int64_t count, float *to) {
     memcpy(&to[i], &bits, sizeof bits);
   }
 }
+
+/* ------------------------------------------------------------ transposition
+ * in squares of four, which every processor has vectors for.
+ */
+typedef float four __attribute__((vector_size(16)));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICK(x, y, a, b, c, d) __builtin_shufflevector(x, y, a, b, c, d)
+#else
+typedef int32_t four_int __attribute__((vector_size(16)));
+#define PICK(x, y, a, b, c, d) __builtin_shuffle(x, y, (four_int){a, b, c, d})
+#endif
+
+static inline four load(const float *from) {
+  four x;
+  memcpy(&x, from, sizeof x);
+  return x;
+}
+
+static inline void transpose(four x[4]) {
+  four a = PICK(x[0], x[1], 0, 4, 1, 5), b = PICK(x[2], x[3], 0, 4, 1, 5);
+  four c = PICK(x[0], x[1], 2, 6, 3, 7), d = PICK(x[2], x[3], 2, 6, 3, 7);
+  x[0] = PICK(a, b, 0, 1, 4, 5);
+  x[1] = PICK(a, b, 2, 3, 6, 7);
+  x[2] = PICK(c, d, 0, 1, 4, 5);
+  x[3] = PICK(c, d, 2, 3, 6, 7);
+}
+
+void fma_to_columns(const float *const *rows, int64_t count, int64_t dim,
+                    float scale, int64_t width, float *to) {
+  for (int64_t i = 0; i < count; i += 4) {
+    int64_t c = 0;
+    if (i + 4 <= count)
+      for (; c + 4 <= dim; c += 4) {
+        four x[4];
+        for (int j = 0; j < 4; j++)
+          x[j] = load(rows[i + j] + c) * scale;
+        transpose(x);
+        for (int j = 0; j < 4; j++)
+          memcpy(to + (c + j) * width + i, &x[j], sizeof x[j]);
+      }
+    for (; c < dim; c++)
+      for (int64_t j = i; j < i + 4 && j < count; j++)
+        to[c * width + j] = rows[j][c] * scale;
+  }
+}
+
+void fma_to_rows(const float *from, int64_t count, int64_t dim,
+                 const float *scale, int64_t width, float *const *rows) {
+  for (int64_t i = 0; i < count; i += 4) {
+    int64_t c = 0;
+    if (i + 4 <= count) {
+      four factor = load(scale + i);
+      for (; c + 4 <= dim; c += 4) {
+        four x[4];
+        for (int j = 0; j < 4; j++)
+          x[j] = load(from + (c + j) * width + i) * factor;
+        transpose(x);
+        for (int j = 0; j < 4; j++)
+          memcpy(rows[i + j] + c, &x[j], sizeof x[j]);
+      }
+    }
+    for (; c < dim; c++)
+      for (int64_t j = i; j < i + 4 && j < count; j++)
+        rows[j][c] = from[c * width + j] * scale[j];
+  }
+}

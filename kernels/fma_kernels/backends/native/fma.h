@@ -78,7 +78,7 @@ struct fma_call {
   int64_t parent_total;                 /* their M */
 
   /* Backward, contiguous but grad_out: gradients of what arrives, and the
-   * results, which the caller has filled with zeros. */
+   * results, which but that of the query the caller has filled with zeros. */
   struct fma_rows grad_out;     /* tokens; float32 of summaries */
   const float *grad_lse;        /* as lse */
   float *grad_query;            /* as out */
@@ -138,7 +138,8 @@ struct fma_job {
   float *converted;   /* scratch [2][FMA_KEYS][dim], for halves */
   /* What lanes see of a key. */
   int64_t hidden_from;     /* causal: keys from here on may be later */
-  const int64_t *position; /* [width]: of the query, for causality */
+  int64_t first;           /* the first query */
+  const int32_t *position; /* [width]: counted from there */
   const int32_t *lane_row, *lane_column; /* [width]: cells; null: all seen */
   int top;                               /* no parents to compare */
   const float *near_bias;                /* table of the head, or null */
@@ -179,6 +180,12 @@ extern const struct fma_kernels fma_avx2, fma_avx512;
 
 void fma_to_float(int dtype, const void *from, int64_t count, float *to);
 uint32_t fma_mix(uint32_t x);
+/* to[c][i] = rows[i][c] * scale, for `count` rows; `to` is [dim][width]. */
+void fma_to_columns(const float *const *rows, int64_t count, int64_t dim,
+                    float scale, int64_t width, float *to);
+/* rows[i][c] = from[c][i] * scale[i]; `from` is [dim][width]. */
+void fma_to_rows(const float *from, int64_t count, int64_t dim,
+                 const float *scale, int64_t width, float *const *rows);
 
 /* ----------------------------------------------------------- threads.c */
 /* Takes the next of `count` pieces of work, or -1. */

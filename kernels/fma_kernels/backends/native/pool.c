@@ -8,6 +8,9 @@
 
 #include "fma.h"
 
+/* Tokens that are added at once. */
+#define FEW 4
+
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Sub-cells of a level along an axis. */
@@ -30,8 +33,9 @@ static float *packed_at(const struct fma_pooling *call, int64_t image,
   return call->packed + (image * call->total + row) * call->heads * call->dim;
 }
 
-/* Sub-cells to the right that are asked for: tokens lie far apart. */
-#define AHEAD 2
+static int64_t item_size(const struct fma_pooling *call) {
+  return call->dtype == FMA_FLOAT32 ? 4 : 2;
+}
 
 struct pass {
   const struct fma_pooling *call;
@@ -39,29 +43,61 @@ struct pass {
   int64_t level, failed;
 };
 
-/* total += the heads of one token; `ahead` is one that follows soon. */
-static void add_token(const struct fma_pooling *call, const char *token,
-                      const char *ahead, float *row, float *total) {
-  int64_t dim = call->dim, step = call->tokens.stride[3];
-  int64_t size = call->dtype == FMA_FLOAT32 ? 4 : 2;
-  for (int64_t at = 0; at < call->heads * step * size; at += 64)
-    __builtin_prefetch(ahead + at);
-  if (call->dtype == FMA_FLOAT32 && step == dim) {
-    const float *from = (const float *)token;
-    for (int64_t c = 0; c < call->heads * dim; c++)
-      total[c] += from[c];
-    return;
+/* total += the heads of `count` tokens, at most FEW. */
+static void add_tokens(const struct fma_pooling *call, const char **tokens,
+                       int count, float *rows, float *total) {
+  int64_t dim = call->dim, heads = call->heads;
+  int64_t step = call->tokens.stride[3], channels = heads * dim;
+  int64_t size = item_size(call);
+  const float *from[FEW];
+  for (int i = 0; i < count; i++) {
+    from[i] = (const float *)tokens[i];
+    if (call->dtype == FMA_FLOAT32 && step == dim)
+      continue;
+    for (int64_t head = 0; head < heads; head++)
+      fma_to_float((int)call->dtype, tokens[i] + head * step * size, dim,
+                   rows + i * channels + head * dim);
+    from[i] = rows + i * channels;
   }
-  for (int64_t head = 0; head < call->heads; head++) {
-    const char *at = token + head * step * size;
-    const float *from = (const float *)at;
-    if (call->dtype != FMA_FLOAT32) {
-      fma_to_float((int)call->dtype, at, dim, row);
-      from = row;
+  if (count == FEW)
+    for (int64_t c = 0; c < channels; c++)
+      total[c] += (from[0][c] + from[1][c]) + (from[2][c] + from[3][c]);
+  else
+    for (int i = 0; i < count; i++)
+      for (int64_t c = 0; c < channels; c++)
+        total[c] += from[i][c];
+}
+
+/* Sums of the sub-cell (y, x) of level 1. */
+static void sum_tokens(const struct fma_pooling *call, int64_t image,
+                       int64_t y, int64_t x, float *rows, float *total) {
+  const int64_t *grid = call->grid, *stride = call->tokens.stride;
+  int64_t side[2] = {call->cell[0] / call->rank[0],
+                     call->cell[1] / call->rank[1]};
+  int64_t below = min((y + 1) * side[0], grid[0]);
+  int64_t right = min((x + 1) * side[1], grid[1]);
+  int64_t size = item_size(call), span = call->heads * stride[3] * size;
+  /* Far enough ahead for memory: to the right, or in 1D below. */
+  int64_t ahead =
+      (grid[1] > 1 ? 2 * side[1] * stride[2] : 8 * stride[1]) * size;
+  const char *base =
+      (const char *)call->tokens.data + image * stride[0] * size;
+  const char *tokens[FEW];
+  int count = 0;
+  for (int64_t v = y * side[0]; v < below; v++)
+    for (int64_t u = x * side[1]; u < right; u++) {
+      if (call->mask && !call->mask[(image * grid[0] + v) * grid[1] + u])
+        continue;
+      const char *token = base + (v * stride[1] + u * stride[2]) * size;
+      for (int64_t at = 0; at < span; at += 64)
+        __builtin_prefetch(token + ahead + at);
+      tokens[count++] = token;
+      if (count == FEW) {
+        add_tokens(call, tokens, count, rows, total);
+        count = 0;
+      }
     }
-    for (int64_t c = 0; c < dim; c++)
-      total[head * dim + c] += from[c];
-  }
+  add_tokens(call, tokens, count, rows, total);
 }
 
 /* Sums of a level; a task is a row of its sub-cells. */
@@ -70,9 +106,8 @@ static void sum_body(void *context) {
   const struct fma_pooling *call = pass->call;
   int64_t level = pass->level, channels = call->heads * call->dim, task;
   int64_t rows = points(call, level, 0), columns = points(call, level, 1);
-  int64_t size = call->dtype == FMA_FLOAT32 ? 4 : 2;
-  float *row = malloc((size_t)call->dim * sizeof *row);
-  if (!row) {
+  float *scratch = malloc((size_t)(FEW * channels) * sizeof *scratch);
+  if (!scratch) {
     __atomic_store_n(&pass->failed, 1, __ATOMIC_RELAXED);
     return;
   }
@@ -93,24 +128,10 @@ static void sum_body(void *context) {
           }
         continue;
       }
-      int64_t side[2] = {call->cell[0] / call->rank[0],
-                         call->cell[1] / call->rank[1]};
-      int64_t below = min((y + 1) * side[0], call->grid[0]);
-      int64_t right = min((x + 1) * side[1], call->grid[1]);
-      const int64_t *stride = call->tokens.stride;
-      for (int64_t v = y * side[0]; v < below; v++)
-        for (int64_t u = x * side[1]; u < right; u++) {
-          if (call->mask &&
-              !call->mask[(image * call->grid[0] + v) * call->grid[1] + u])
-            continue;
-          int64_t offset = image * stride[0] + v * stride[1] + u * stride[2];
-          const char *token = (const char *)call->tokens.data + offset * size;
-          add_token(call, token, token + AHEAD * side[1] * stride[2] * size,
-                    row, total);
-        }
+      sum_tokens(call, image, y, x, scratch, total);
     }
   }
-  free(row);
+  free(scratch);
 }
 
 /* Rows times 1 / mass; a task is an image. */

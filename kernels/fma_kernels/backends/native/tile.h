@@ -207,10 +207,14 @@ INLINE void adjust(const int vectors, const struct fma_job *job, int64_t start,
       }
     }
   for (int64_t j = job->hidden_from > start ? job->hidden_from - start : 0;
-       j < count; j++)
-    for (int i = 0; i < width; i++)
-      if (job->index[start + j] > job->position[i])
-        scores[j * width + i] = -__builtin_inff();
+       j < count; j++) {
+    int32_t place = (int32_t)(job->index[start + j] - job->first);
+    for (int i = 0; i < vectors; i++) {
+      float *at = scores + (j * vectors + i) * LANES;
+      ivec lane = load_int(job->position + i * LANES);
+      store(at, visible(lane >= place, load(at)));
+    }
+  }
 }
 
 /* Factors of a key's weights: 0 where dropped. */

@@ -16,14 +16,11 @@ Numbers are of a user's defaults. Environment variables that change them, such
 as ``OMP_WAIT_POLICY`` and ``THP_MEM_ALLOC_ENABLE``, are recorded.
 """
 import argparse
-import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import product
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -31,27 +28,20 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 from unittest.mock import patch
 
 import torch
+from measure import Call, after, brief, compare, describe, write_part
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fma_kernels import Hierarchy, fma1d, fma2d
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_json
-from fma_vision.utils.timing import (peak_memory, peak_resident, summarise,
-                                     time_interleaved)
+from fma_vision.utils.timing import peak_memory, peak_resident
 
 RESULT = Path(__file__).parent / 'results/op_cpu.json'
-# Seconds after which three samples of a slow call are enough.
-PATIENCE = 5.
 # Blocks above 64 KiB go back to the system at once, so that the process is
 # as large as what is in use.
 MALLOC = dict(MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')
-VARIABLES = ('FMA_KERNELS_ISA', 'FMA_KERNELS_CFLAGS', 'OMP_WAIT_POLICY',
-             'GOMP_SPINCOUNT', 'THP_MEM_ALLOC_ENABLE', *MALLOC)
 # Largest errors that are rounding; gradients are sums over many queries.
 LIMITS = dict(float32=1e-4, float16=2e-2, bfloat16=2e-1)
 Tensors = Sequence[Tensor]
-Call = Callable[[], object]
 
 
 # ------------------------------------------------------------------- cases
@@ -136,16 +126,6 @@ def call(function: Callable[[Tensors], Tensor], tensors: Tensors,
     return partial(torch.autograd.grad, out, leaves, grad, retain_graph=True)
 
 
-def after(setting: Call, run: Callable) -> Callable:
-    """``run`` with a setting that is made anew at each call."""
-
-    def both(*args: object) -> object:
-        setting()
-        return run(*args)
-
-    return both
-
-
 # ------------------------------------------------------------------ checks
 def difference(first: Tensor, second: Tensor) -> float:
     return float((first.double() - second.double()).abs().max())
@@ -207,41 +187,6 @@ def check(case: Case,
     return errors
 
 
-# ------------------------------------------------------------------ timing
-def compare(entries: Sequence[Tuple[dict, Dict[str, Call]]],
-            args: argparse.Namespace, **shared: Call) -> List[dict]:
-    """Times all calls in turns; each entry becomes a row.
-
-    Args:
-        entries: What identifies a row, and its calls by name.
-        args: The command line.
-        **shared: Calls that all rows are compared with.
-
-    Returns:
-        The rows, with ``seconds`` by name and ``ratio``, the medians over
-        that of the first name.
-    """
-    calls = {(None, name): run for name, run in shared.items()}
-    for number, (_, own) in enumerate(entries):
-        calls.update({(number, name): run for name, run in own.items()})
-    samples = time_interleaved(
-        calls,
-        repeats=args.repeats,
-        warmup=0,
-        least_seconds=args.least,
-        most_seconds=PATIENCE)
-    rows = []
-    for number, (row, own) in enumerate(entries):
-        seconds = {name: summarise(samples[number, name]) for name in own}
-        seconds.update(
-            {name: summarise(samples[None, name])
-             for name in shared})
-        first = next(iter(seconds.values()))['median']
-        ratio = {name: x['median'] / first for name, x in seconds.items()}
-        rows.append(dict(row, seconds=seconds, ratio=ratio))
-    return rows
-
-
 def side_by_side(cases: Sequence[Case],
                  modes: Sequence[str],
                  args: argparse.Namespace,
@@ -265,31 +210,25 @@ def side_by_side(cases: Sequence[Case],
         width = max(w for case in cases for w in (1, *case.hierarchy.widths))
         blurred = query, coarse(key, width), value
         exact = blurred, cases[0].sdpa(blurred)
-    variants, settings = variants or {}, settings or {}
-    calls, errors = {}, {}
-    for place in product(range(len(cases)), settings or variants or ['fma']):
-        number, name = place
-        case = replace(cases[number], **variants.get(name, {}))
-        tensors = case.cast(inputs[number])
-        setting = settings.get(name, int)  # int does nothing
-        errors[place] = after(setting, check)(case, tensors, exact)
-        calls[place] = setting, case.fma, tensors
+    variants, settings, checked = variants or {}, settings or {}, []
+    for case, tensors in zip(cases, inputs):
+        own, errors = {}, {}
+        for name in settings or variants or ['fma']:
+            other = replace(case, **variants.get(name, {}))
+            setting = settings.get(name, int)  # int does nothing
+            own[name] = setting, other.fma, other.cast(tensors)
+            errors[name] = after(setting, check)(other, own[name][-1], exact)
+        checked.append((own, errors))
     rows = []
     for mode in modes:
-        entries = []
-        for number, case in enumerate(cases):
-            own = {name: x for (k, name), x in calls.items() if k == number}
-            row = case.row(
-                mode=mode, errors={k: errors[number, k]
-                                   for k in own})
-            entries.append((row, {
-                name: after(setting, call(fma, tensors, mode))
-                for name, (setting, fma, tensors) in own.items()
-            }))
-        everything = {}
+        entries = [(case.row(mode=mode, errors=errors), {
+            name: after(setting, call(fma, tensors, mode))
+            for name, (setting, fma, tensors) in own.items()
+        }) for case, (own, errors) in zip(cases, checked)]
+        shared = {}
         if sdpa:
-            everything['sdpa'] = call(cases[0].sdpa, inputs[0], mode)
-        rows += compare(entries, args, **everything)
+            shared['sdpa'] = call(cases[0].sdpa, inputs[0], mode)
+        rows += compare(entries, args.repeats, args.least, **shared)
     return rows
 
 
@@ -298,18 +237,16 @@ BOTH = 'inference', 'training'
 
 
 def images(args: argparse.Namespace, side: int, **options) -> List[Case]:
-    """Square ones, cells 8 and 4; a quarter of the side in a rehearsal."""
-    grid = (side // 4 if args.quick else side, ) * 2
-    return [
-        Case(grid, cell, backend=args.backend, **options) for cell in (8, 4)
-    ]
+    """Square ones, cells 8 and 4; an eighth of the side in a rehearsal."""
+    grid = (side // 8 if args.quick else side, ) * 2
+    return [Case(grid, cell, **options) for cell in (8, 4)]
 
 
 def sequence(args: argparse.Namespace, length: int, cell: int,
              **options) -> Case:
-    """The sixteenth part of it in a rehearsal."""
-    grid = (length // 16 if args.quick else length, )
-    return Case(grid, cell, backend=args.backend, **options)
+    """A 32nd of the tokens in a rehearsal."""
+    grid = (length // 32 if args.quick else length, )
+    return Case(grid, cell, **options)
 
 
 causal = partial(sequence, cell=64, heads=8, head_dim=64, causal=True)
@@ -357,12 +294,8 @@ def memory(args: argparse.Namespace) -> List[dict]:
     ``tensors`` is what PyTorch's allocator handed out. ``process`` is how
     much larger the process was: scratch that C takes for itself is in it.
     """
-    cases = [
-        *images(args, 256), *images(args, 256, pool_queries=True),
-        causal(args, 2**15),
-        linear(args, 2**16, 8),
-        linear(args, 2**18, 8)
-    ]
+    cases = images(args, 256) + images(args, 256, pool_queries=True)
+    cases += [causal(args, 2**15), *(linear(args, 2**k, 8) for k in (16, 18))]
     rows = []
     for case in cases:
         tensors = [x.contiguous() for x in case.tensors()]
@@ -441,7 +374,7 @@ def threads(args: argparse.Namespace) -> List[dict]:
         found = compare([(case.row(mode=f'layers, {name}'), {
             k: after(setting, run)
             for k, run in parts.items()
-        }) for name, setting in settings.items()], args)
+        }) for name, setting in settings.items()], args.repeats, args.least)
         for row in found:
             whole, *alone = (x['median'] for x in row['seconds'].values())
             row['excess'] = whole / sum(alone)
@@ -481,7 +414,6 @@ def main(argv: Optional[List[str]] = None) -> None:
         '--parts', nargs='+', choices=PARTS, default=list(PARTS))
     parser.add_argument(
         '--quick', action='store_true', help='tiny sizes, one sample each')
-    parser.add_argument('--backend', default='native')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument(
@@ -502,42 +434,16 @@ def main(argv: Optional[List[str]] = None) -> None:
                            check=True)
             continue
         torch.manual_seed(args.seed)
-        setting = dict(
-            backend=args.backend,
-            repeats=args.repeats,
-            least_seconds=args.least,
-            quick=args.quick,
-            load_before=os.getloadavg()[0],
-            variables={k: os.environ[k]
-                       for k in VARIABLES if k in os.environ})
+        setting = describe(
+            repeats=args.repeats, least_seconds=args.least, quick=args.quick)
         torch.set_num_threads(args.threads)
         with torch.no_grad(), patch.dict(os.environ):
             rows = PARTS[part](args)
         torch.set_num_threads(args.threads)
         for row in rows:
             print(part, brief(row), flush=True)
-        if args.out is None:
-            continue
-        # Parts measured earlier stay, each with its own environment.
-        results = json.loads(args.out.read_text()) if args.out.exists() else {}
-        results[part] = dict(
-            environment=collect_environment('cpu', args.seed),
-            setting=setting,
-            rows=rows)
-        write_json(args.out, results)
-
-
-def brief(row: dict) -> str:
-    """What a row is, medians in ms, and what was computed from them."""
-    words = [f'{row["grid"]} cell {row["cell_size"]} {row["mode"]}:']
-    for name, seconds in row.get('seconds', {}).items():
-        words.append(f'{name} {seconds["median"] * 1e3:.4g} ms')
-    for name in ('ratio', 'growth', 'tensors', 'process', 'over_median',
-                 'excess'):
-        if name in row:
-            words.append(f'{name} {row[name]}')
-    # Three digits are enough here.
-    return re.sub(r'(\d\.\d\d)\d+', r'\1', ', '.join(words))
+        if args.out is not None:
+            write_part(args.out, part, args.seed, setting, rows)
 
 
 if __name__ == '__main__':

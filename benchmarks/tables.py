@@ -4,8 +4,8 @@
     python benchmarks/tables.py --check    # fail if a page is out of date
 
 A page marks a place with ``<!-- results: NAME -->``; NAME is one of TABLES.
-No number is typed by hand; what was not measured leaves its place as it is.
-The results of the experiments go into metafiles, too.
+No number is typed by hand: what was not measured leaves its place empty. The
+results of the experiments go into metafiles, too.
 """
 import argparse
 import re
@@ -33,7 +33,7 @@ def of(function: Callable, *args: str) -> Callable[[], Optional[str]]:
     return lambda: function(RESULTS, *args)
 
 
-# What a mark names, and what is put there; None leaves the place as it is.
+# What a mark names, and what is put there; None leaves the place empty.
 TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'operation, CPU': of(operation.speed),
     'operation, details': of(operation.op_details),
@@ -80,9 +80,8 @@ def fill(text: str, name: str) -> str:
             raise SystemExit(f'{name}: no table is called {match[1]!r}; '
                              f'allowed: {sorted(TABLES)}')
         body = TABLES[match[1]]()
-        if body is None:
-            return match[0]
-        return (f'<!-- results: {match[1]} -->\n{body}\n'
+        middle = f'\n{body}\n' if body else '\n'
+        return (f'<!-- results: {match[1]} -->{middle}'
                 f'<!-- /results: {match[1]} -->')
 
     return re.sub(

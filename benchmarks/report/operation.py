@@ -1,72 +1,158 @@
 """Tables of the operation: time, memory, kernels."""
 from math import prod
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from statistics import median
+from typing import Callable, List, Optional
 
-from .formats import milliseconds, number, table, where, where_gpu
+from .formats import number, table, where, where_gpu
 from .reading import load
+
+
+def cpu_rows(found: dict, *parts: str) -> List[dict]:
+    """Rows of the parts that were measured."""
+    return [
+        row for part in parts if part in found for row in found[part]['rows']
+    ]
+
+
+def cpu_label(row: dict) -> str:
+    size = ' × '.join(f'{side:,}' for side in row['grid'])
+    causal = ', causal' if row['causal'] else ''
+    return f'{size}{causal}, cell {row["cell_size"]}, {row["mode"]}'
+
+
+def cpu_table(title: str, head: List[str], rows: List[dict],
+              cells: Callable[[dict], List[str]]) -> Optional[str]:
+    """A titled table, or None where nothing was measured."""
+    lines = [[cpu_label(row), *cells(row)] for row in rows]
+    return f'{title}\n\n{table(["tokens", *head], lines)}' if rows else None
+
+
+def cpu_page(found: dict, sections: List[Optional[str]], *parts:
+             str) -> Optional[str]:
+    """Sections, and the places where their parts were measured."""
+    sections = [x for x in sections if x]
+    if not sections:
+        return None
+    used = [found[part] for part in parts if part in found]
+    spread = [(x['quartile_3'] - x['quartile_1']) / x['median']
+              for part in used for row in part['rows']
+              for x in row.get('seconds', {}).values()]
+    place = '; '.join({where(part['environment']): None for part in used})
+    between = (f', the middle half of the samples {median(spread):.0%} wide '
+               f'as a rule, {max(spread):.0%} at most' if spread else '')
+    return '\n\n'.join([
+        *sections, f'{place}; `python benchmarks/ops.py`: float32 unless '
+        f'stated, rank 1, averages, batch 1, medians{between}'
+    ])
+
+
+def ms(row: dict, name: str) -> str:
+    return number(row['seconds'][name]['median'] * 1e3)
+
+
+def against_all(rows: List[dict]) -> Optional[str]:
+    """The op against SDPA."""
+    return cpu_table(
+        'The operation against PyTorch\'s attention over all tokens (images '
+        '3 heads × 32, sequences 8 × 64; training is a forward and a '
+        'backward pass):', ['FMA, ms', 'SDPA, ms', 'faster', 'by FLOPs'], rows,
+        lambda r: [
+            ms(r, 'fma'),
+            ms(r, 'sdpa'), f'**{number(r["ratio"]["sdpa"], " ×")}**',
+            f'{r["all_pairs"] / r["pairs"]:.0f} ×'
+        ])
+
+
+def per_pair(rows: List[dict]) -> Optional[str]:
+    return cpu_table(
+        'Time per pair that the definition visits, and over the median of '
+        'the sizes:', ['ms', 'ns a pair and head', 'GFLOP/s', 'of median'],
+        rows, lambda r: [
+            ms(r, 'fma'), f'{r["nanoseconds_per_pair"]:.3f}',
+            number(r['flops'] / r['seconds']['fma']['median'] / 1e9),
+            f'{r["over_median"]:.2f}'
+        ])
+
+
+def peaks(rows: List[dict]) -> Optional[str]:
+    return cpu_table(
+        'Peak memory beyond the inputs, output included, over the bytes of '
+        'q + k + v: what PyTorch handed out, and what the process grew by, '
+        'scratch of the C kernels included:', ['tensors', 'process'], rows,
+        lambda r: [f'{r["tensors"]:.2f}',
+                   number(r['process'])])
+
+
+def ratios(title: str, rows: List[dict]) -> Optional[str]:
+    """Times by name, and those after the first over the first."""
+    names = list(rows[0]['seconds']) if rows else []
+    return cpu_table(
+        title,
+        [f'{name}, ms'
+         for name in names] + [f'{name} / {names[0]}' for name in names[1:]],
+        rows, lambda r: [ms(r, x) for x in names
+                         ] + [f'{r["ratio"][x]:.2f}' for x in names[1:]])
 
 
 def speed(results: Path) -> Optional[str]:
     """The op against SDPA over all tokens."""
-    found = load(results, 'op_cpu')
-    if not found or 'speed' not in found:
-        return None
-    rows = [[
-        f'{r["side"]} × {r["side"]}, cell {r["cell_size"]}',
-        milliseconds(r['fma_seconds']),
-        milliseconds(r['sdpa_seconds']), f'**{r["speedup"]:.1f} ×**',
-        f'{r["speedup_by_flops"]:.0f} ×'
-    ] for r in found['speed']['rows']]
-    return (
-        'The operation against PyTorch\'s attention over all tokens '
-        '(float32, 3 heads × 32, batch 1, inference):\n\n' +
-        table(['tokens', 'FMA, ms', 'SDPA, ms', 'faster', 'by FLOPs'], rows) +
-        f'\n\n{where(found["speed"]["environment"])}; '
-        '`python kernels/benchmarks/cpu.py`')
+    found = load(results, 'op_cpu') or {}
+    parts = 'speed2d', 'speed1d'
+    return cpu_page(found, [against_all(cpu_rows(found, *parts))], *parts)
 
 
 def op_details(results: Path) -> Optional[str]:
-    """Scaling, memory and the near field against flex_attention."""
-    found = load(results, 'op_cpu')
-    if not found:
-        return None
-    parts = []
-    if 'scaling' in found:
-        rows = [[
-            f'{r["side"]} × {r["side"]}, cell {r["cell_size"]}',
-            f'{r["visited_pairs"] / 1e6:.1f}',
-            milliseconds(r['fma_seconds']), f'{r["growth_over_pairs"]:.2f}'
-        ] for r in found['scaling']['rows']]
-        parts.append(
-            'Time against the pairs that the definition visits; the last '
-            'column is the growth of the one over that of the other, from '
-            '64 × 64:\n\n' +
-            table(['tokens', 'pairs a head, M', 'ms', 'growth'], rows))
-    if 'memory' in found:
-        rows = [[
-            f'{r["side"]} × {r["side"]}, cell {r["cell_size"]}',
-            f'{r["forward"]:.2f}', f'{r["training"]:.2f}'
-        ] for r in found['memory']['rows']]
-        parts.append(
-            'Peak memory beyond the inputs, over the bytes of q + k + v:\n\n' +
-            table(['tokens', 'inference', 'forward and backward'], rows))
-    if 'near_field' in found:
-        rows = [[
-            f'{r["side"]} × {r["side"]}, cell {r["cell_size"]}',
-            f'{r["nanoseconds_per_key"]["fma"]:.2f}',
-            f'{r["nanoseconds_per_key"]["flex"]:.2f}',
-            f'{r["fma_over_flex"]:.2f}'
-        ] for r in found['near_field']['rows']]
-        parts.append(
-            'Nanoseconds per key visited and head: FMA with everything it '
-            'does, compiled `flex_attention` on the near field alone, with '
-            'tokens already in cell order:\n\n' +
-            table(['tokens', 'FMA', 'flex', 'ratio'], rows))
-    if not parts:
-        return None
-    first = next(iter(found.values()))
-    return '\n\n'.join(parts) + f'\n\n{where(first["environment"])}'
+    """What a page about the kernels shows beside."""
+    found = load(results, 'op_cpu') or {}
+    backends = [
+        dict(row, seconds={k: row['seconds'][k]
+                           for k in ('fma', 'torch')})
+        for row in cpu_rows(found, 'speed2d') if 'torch' in row['seconds']
+    ]
+    threads = cpu_rows(found, 'threads')
+    layers = [row for row in threads if 'excess' in row]
+    plain = [r for r in cpu_rows(found, 'memory') if not r['pool_queries']]
+    return cpu_page(found, [
+        ratios('The PyTorch backend beside:', backends),
+        per_pair(cpu_rows(found, 'scaling')),
+        peaks(plain),
+        ratios('Instruction sets of one machine:', cpu_rows(found, 'isa')),
+        ratios('Half precision:', cpu_rows(found, 'dtypes')),
+        ratios('Threads:', [r for r in threads if 'excess' not in r]),
+        cpu_table(
+            'The op between two linear layers, over the sum of the op and '
+            'the layers, each alone:', ['whole, ms', 'over the sum'], layers,
+            lambda r: [ms(r, 'whole'), f'{r["excess"]:.2f}'])
+    ], 'speed2d', 'scaling', 'memory', 'isa', 'dtypes', 'threads')
+
+
+def op_1d(results: Path) -> Optional[str]:
+    """The causal op: against SDPA, time per pair, memory."""
+    found = load(results, 'op_cpu') or {}
+    parts = 'speed1d', 'scaling', 'memory'
+    rows = [[r for r in cpu_rows(found, part) if r['causal']]
+            for part in parts]
+    return cpu_page(
+        found,
+        [make(x)
+         for make, x in zip((against_all, per_pair, peaks), rows)], *parts)
+
+
+def linear(results: Path) -> Optional[str]:
+    """The linear variant against the plain form, its growth and memory."""
+    found = load(results, 'op_cpu') or {}
+    against = cpu_table(
+        'Pooled queries against the plain form, 2 heads × 32, and the growth '
+        'of their time for four times the tokens:',
+        ['pooled, ms', 'plain, ms', 'faster', 'growth', 'plain\'s growth'],
+        cpu_rows(found, 'pooled'), lambda r: [
+            ms(r, 'pooled'),
+            ms(r, 'plain'), f'**{r["ratio"]["plain"]:.2f} ×**', *(number(
+                r.get('growth', {}).get(name)) for name in ('pooled', 'plain'))
+        ])
+    memory = [r for r in cpu_rows(found, 'memory') if r['pool_queries']]
+    return cpu_page(found, [against, peaks(memory)], 'pooled', 'memory')
 
 
 def op_label(row: dict) -> str:
@@ -182,111 +268,3 @@ def kernel_resources(results: Path) -> Optional[str]:
                   rows) + f'\n\nTriton {packages["triton"]}; `python '
             'kernels/benchmarks/resources.py --json '
             'benchmarks/results/triton_resources.json`')
-
-
-def op_1d(results: Path) -> Optional[str]:
-    """The causal 1D op and layer against SDPA, scaling and memory."""
-    found = load(results, 'op1d_cpu')
-    if not found:
-        return None
-    setting = next(iter(found.values()))['setting']
-    parts = [
-        f'Causal, {setting["heads"]} heads × {setting["head_dim"]}, cell '
-        f'{setting["cell_size"]}, {setting["dtype"]}, batch '
-        f'{setting["batch"]}, inference unless stated.'
-    ]
-    against = [[
-        f'{label}, {r["length"]:,}',
-        number(r['fma_seconds']['median'] * 1e3),
-        number(r[other]['median'] * 1e3), f'**{r["speedup"]:.1f} ×**'
-    ] for part, other in (('speed', 'sdpa_seconds'), ('layer', 'full_seconds'))
-               for r in found.get(part, {}).get('rows', [])
-               for label in [r.get('layer', 'operation')]]
-    if against:
-        parts.append(
-            'The operation (rank 1, averages) against PyTorch\'s attention '
-            'over all tokens, and the layer with projections and rotary '
-            'positions against its twin on all tokens:\n\n' +
-            table(['what, tokens', 'FMA, ms', 'all tokens, ms', 'faster'],
-                  against))
-    if 'scaling' in found:
-        rows = [[
-            f'{r["length"]:,}',
-            number(r['fma_seconds']['median'] * 1e3),
-            f'{r["fma_seconds"]["median"] / r["length"] * 1e6:.1f}',
-            number(r['growth_per_doubling'])
-        ] for r in found['scaling']['rows']]
-        parts.append(
-            'Time of the operation; the last column is its growth for twice '
-            'the tokens:\n\n' +
-            table(['tokens', 'ms', 'µs a token', 'growth'], rows))
-    if 'memory' in found:
-        rows = [[f'{r["length"]:,}'] + [
-            number(r[key] / 1024 if r[key] else None)
-            for key in ('qkv_bytes_per_token', 'forward_bytes_per_token',
-                        'training_bytes_per_token')
-        ] for r in found['memory']['rows']]
-        parts.append(
-            'Peak memory of the operation beyond its inputs, KiB a token, '
-            'and that of query, key and value:\n\n' +
-            table(['tokens', 'q + k + v', 'inference', 'forward and backward'],
-                  rows))
-    # Parts may have been measured apart.
-    places = {where(part['environment']): None for part in found.values()}
-    return ('\n\n'.join(parts) + '\n\n' + '; '.join(places) +
-            '; `python kernels/benchmarks/cpu1d.py`')
-
-
-def linear(results: Path) -> Optional[str]:
-    """The linear variant: growth of time and memory, and the plain form."""
-    found = load(results, 'linear_cpu')
-    if not found:
-        return None
-    setting = next(iter(found.values()))['setting']
-    parts = [
-        f'{setting["heads"]} heads × {setting["head_dim"]}, rank '
-        f'{setting["rank"]}, averages, {setting["dtype"]}, batch '
-        f'{setting["batch"]}, inference unless stated.'
-    ]
-
-    def tokens(row: dict) -> str:
-        return (' × '.join(f'{size:,}' for size in row['grid']) +
-                f', cell {row["cell_size"]}')
-
-    if 'scaling' in found:
-        lines: Dict[str, List[str]] = {}
-        for r in found['scaling']['rows']:
-            lines.setdefault(tokens(r), []).extend([
-                f'{r["seconds"]["median"] * 1e3:.1f}',
-                number(r['growth']),
-                number(r['peak_bytes'] / 2**20),
-                number(r['peak_growth'])
-            ])
-        head = [
-            f'{part}{column}' for part in ('far: ', 'pooling too: ', 'whole: ')
-            for column in ('ms', '×', 'MiB', '×')
-        ]
-        parts.append(
-            'Time and peak memory beyond the inputs, each followed by its '
-            'growth over the row above, for twice the tokens in 1D and four '
-            'times in 2D: the far field on summaries that are ready, the '
-            'same with all pooling, then the whole operation. With PyTorch\'s '
-            'switch `THP_MEM_ALLOC_ENABLE` for huge pages '
-            f'{"on" if found["scaling"]["setting"]["huge_pages"] else "off"}.'
-            '\n\n' +
-            table(['tokens', *head], [[name, *cells]
-                                      for name, cells in lines.items()]))
-    if 'plain' in found:
-        rows = [[
-            f'{tokens(r)}, {r["mode"]}',
-            milliseconds(r['pooled_seconds']),
-            milliseconds(r['plain_seconds']), f'**{r["faster"]:.2f} ×**'
-        ] for r in found['plain']['rows']]
-        parts.append(
-            'The whole operation against the plain form, which pools no '
-            'queries; training is a forward and a backward pass:\n\n' +
-            table(['tokens', 'pooled, ms', 'plain, ms', 'faster'], rows))
-    # Parts may have been measured apart.
-    places = {where(part['environment']): None for part in found.values()}
-    return ('\n\n'.join(parts) + '\n\n' + '; '.join(places) +
-            '; `python kernels/benchmarks/linear.py`')

@@ -30,12 +30,6 @@ TWIN = NANO.replace("'FMAttention1D', cell_size=4, rank=2",
 
 
 @pytest.fixture
-def cpu1d(load_script, repo_root, monkeypatch):
-    monkeypatch.syspath_prepend(str(repo_root / 'kernels' / 'benchmarks'))
-    return load_script('kernels/benchmarks/cpu1d.py')
-
-
-@pytest.fixture
 def streaming(load_script, monkeypatch):
     module = load_script('tools/analysis_tools/benchmark_lm.py')
     monkeypatch.setattr(module, 'CHECK_LENGTH', 53)
@@ -63,70 +57,6 @@ def configs(tmp_path):
     for path, text in zip(paths, (NANO, TWIN)):
         path.write_text(text)
     return [str(path) for path in paths]
-
-
-def run_cpu1d(module, out, monkeypatch, *options):
-    threads = str(torch.get_num_threads())
-    monkeypatch.setattr('sys.argv', [
-        'cpu1d.py', '--lengths', '70', '160', '--heads', '2', '--dim', '8',
-        '--cell', '8', '--repeats', '2', '--least', '0', '--threads', threads,
-        '--out',
-        str(out), *options
-    ])
-    module.main()
-    return json.loads(out.read_text())
-
-
-def test_op(cpu1d, tables, tmp_path, monkeypatch):
-    found = run_cpu1d(cpu1d, tmp_path / 'op1d_cpu.json', monkeypatch)
-    assert set(found) == {'speed', 'layer', 'scaling', 'memory'}
-    for part in found.values():
-        assert [
-            row['length'] for row in part['rows'][::len(part['rows']) // 2]
-        ] == [70, 160]
-        assert part['environment']['packages']['torch'] == torch.__version__
-        for row in part['rows']:
-            assert 0 < max(row['errors'].values()) < 1e-4
-    row = found['speed']['rows'][1]
-    assert row['speedup'] == (
-        row['sdpa_seconds']['median'] / row['fma_seconds']['median'])
-    first, second = found['scaling']['rows']
-    ratio = second['fma_seconds']['median'] / first['fma_seconds']['median']
-    doublings = torch.tensor(160 / 70).log2().item()
-    assert first['growth_per_doubling'] is None
-    assert second['growth_per_doubling']**doublings == pytest.approx(ratio)
-    for row in found['memory']['rows']:
-        # Each pass returns at least one and four tensors of 2 x 8 floats.
-        assert row['forward_bytes_per_token'] >= 64
-        assert row['training_bytes_per_token'] >= 4 * 64
-    text = tables['op 1D, CPU']()
-    assert text.count('| operation, ') == 2
-    assert '| rank 4, hierarchical, 160 |' in text
-    assert f'**{found["speed"]["rows"][1]["speedup"]:.1f} ×**' in text
-
-
-def test_parts_stay(cpu1d, tables, tmp_path, monkeypatch):
-    out = tmp_path / 'op1d_cpu.json'
-    first = run_cpu1d(cpu1d, out, monkeypatch, '--parts', 'memory')
-    both = run_cpu1d(cpu1d, out, monkeypatch, '--parts', 'scaling')
-    assert list(both) == ['memory', 'scaling']
-    assert both['memory'] == first['memory']
-    assert 'faster' not in tables['op 1D, CPU']()
-
-
-@pytest.mark.parametrize('part', ['speed', 'layer', 'scaling', 'memory'])
-def test_a_wrong_op_is_not_timed(cpu1d, tmp_path, monkeypatch, part):
-    out = tmp_path / 'op.json'
-
-    def off(*args, **kwargs):
-        return op(*args, **{**kwargs, 'mass': False})
-
-    op = cpu1d.fma1d
-    monkeypatch.setattr(cpu1d, 'fma1d', off)
-    monkeypatch.setattr('fma_vision.layers.attention.fma1d', off)
-    with pytest.raises(RuntimeError, match='is wrong.*nothing was timed'):
-        run_cpu1d(cpu1d, out, monkeypatch, '--parts', part)
-    assert not out.exists()
 
 
 def test_streaming(streaming, tables, configs, tmp_path, capsys):
@@ -249,5 +179,5 @@ def test_collect_refuses(collector, tmp_path):
 
 
 def test_tables_without_results(tables):
-    for name in ('op 1D, CPU', 'language model streaming', 'language model'):
+    for name in ('language model streaming', 'language model'):
         assert tables[name]() is None

@@ -81,16 +81,24 @@ INLINE void scores_of(const int vectors, const int keys, int dim,
       store(scores + (j * vectors + i) * LANES, sum[j][i]);
 }
 
+/* Rows that are read soon: too far ahead for the processor to see. */
+INLINE void expect(const float *const *rows, int count, int dim) {
+  for (int j = 0; j < count; j++)
+    for (int c = 0; c < dim; c += 16)
+      __builtin_prefetch(rows[j] + c);
+}
+
+/* `later`: rows that are read after these, key by key, or null. */
 INLINE void all_scores(const int vectors, int64_t count, int dim,
                        const float *left, const float *const *rows,
-                       const float *bias, float *scores) {
+                       const float *const *later, const float *bias,
+                       float *scores) {
   const int keys = GROUP(vectors);
   for (int64_t j = 0; j < count; j += keys) {
-    /* The next rows: too far ahead for the processor to see by itself. */
     if (j + 2 * keys < count)
-      for (int a = 0; a < keys; a++)
-        for (int c = 0; c < dim; c += 16)
-          __builtin_prefetch(rows[j + 2 * keys + a] + c);
+      expect(rows + j + 2 * keys, keys, dim);
+    if (later)
+      expect(later + j, keys, dim);
     scores_of(vectors, keys, dim, left, rows + j, bias ? bias + j : NULL,
               scores + j * vectors * LANES);
   }
@@ -264,7 +272,7 @@ INLINE void forward(const int vectors, const struct fma_job *job) {
   struct block block;
   for (int64_t start = 0; start < job->count; start += block.count) {
     take_block(vectors, job, start, &block);
-    all_scores(vectors, block.count, dim, job->query, block.key,
+    all_scores(vectors, block.count, dim, job->query, block.key, block.value,
                job->bias + start, scores);
     adjust(vectors, job, start, block.count, scores);
     vec maximum[4], sum[4];
@@ -328,10 +336,11 @@ INLINE void backward(const int vectors, const struct fma_job *job) {
   for (int64_t start = 0; start < job->count; start += block.count) {
     take_block(vectors, job, start, &block);
     int64_t count = block.count;
-    all_scores(vectors, count, dim, job->query, block.key, job->bias + start,
-               weights);
+    all_scores(vectors, count, dim, job->query, block.key, block.value,
+               job->bias + start, weights);
     adjust(vectors, job, start, count, weights);
-    all_scores(vectors, count, dim, job->grad, block.value, NULL, slopes);
+    all_scores(vectors, count, dim, job->grad, block.value, NULL, NULL,
+               slopes);
     for (int i = 0; i < vectors; i++) {
       vec lse = load(job->lse + i * LANES);
       vec delta = load(job->delta + i * LANES);

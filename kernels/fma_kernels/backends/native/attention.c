@@ -221,6 +221,14 @@ static void hash_keys(struct thread *t) {
   }
 }
 
+/* Whether a sub-cell that asks holds no real token: it may be NaN, and asks
+ * with 0. */
+static int is_absent(const struct fma_call *call, int64_t image,
+                     int64_t index) {
+  return call->level &&
+         call->log_mass[image * call->log_mass_stride + index] == -INFINITY;
+}
+
 /* Some queries of the tile, from `first`: all that forward and backward have
  * in common. `raw` is scratch for one row. */
 static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
@@ -268,7 +276,9 @@ static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
     const char *from =
         base + t->tile.offset[first + i] * (int64_t)item_size(call);
     const float *row = t->row;
-    if (call->dtype == FMA_FLOAT32)
+    if (is_absent(call, image, t->tile.index[first + i]))
+      memset(t->row, 0, dim * sizeof *t->row);
+    else if (call->dtype == FMA_FLOAT32)
       row = (const float *)from;
     else
       fma_to_float((int)call->dtype, from, dim, t->row);
@@ -466,11 +476,11 @@ static void store_grads(struct thread *t, const struct fma_job *job,
   const struct fma_call *call = t->call;
   int64_t dim = call->dim, width = job->width, rows = row_count(call);
   for (int64_t i = 0; i < job->queries; i++) {
-    int64_t at =
-        (image * rows + t->tile.index[first + i]) * call->heads + head;
+    int64_t index = t->tile.index[first + i];
+    int64_t at = (image * rows + index) * call->heads + head;
+    float scale = is_absent(call, image, index) ? 0 : call->scale;
     for (int64_t c = 0; c < dim; c++)
-      call->grad_query[at * dim + c] =
-          t->grad_query[c * width + i] * call->scale;
+      call->grad_query[at * dim + c] = t->grad_query[c * width + i] * scale;
     if (!call->has_parents)
       continue;
     int64_t up = (image * call->parent_total + t->tile.parent[first + i]) *

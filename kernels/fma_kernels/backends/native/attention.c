@@ -150,6 +150,8 @@ static int open_thread(struct thread *t, const struct fma_call *call,
 static const char *rows_at(const struct fma_call *call,
                            const struct fma_rows *rows, int64_t image,
                            int64_t head) {
+  if (!rows->data)
+    return NULL;
   return (const char *)rows->data +
          (image * rows->stride[0] + head * rows->stride[3]) *
              (int64_t)item_size(call);

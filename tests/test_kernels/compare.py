@@ -126,6 +126,39 @@ def _fill(x: Tensor, absent: Tensor) -> Tensor:
     return x.requires_grad_()
 
 
+def leaves(h: Hierarchy,
+           dtype: torch.dtype,
+           batch: int = 1,
+           heads: int = 2,
+           head_dim: int = 4,
+           kinds: int = 0,
+           biases: bool = False,
+           mask: Optional[Tensor] = None,
+           dirty: bool = True) -> List[Tensor]:
+    """Random inputs on the CPU, as :func:`run` takes them.
+
+    Args:
+        kinds: how many arguments take summaries of all levels.
+        biases: whether there are tables.
+        mask: bool ``[B, *grid]``.
+        dirty: whether keys and values of what is absent hold NaN: masked
+            tokens and, of given summaries, those of mass 0.
+    """
+    inputs = list(random_qkv(h.shape, heads, head_dim, batch, dtype))
+    if mask is not None and dirty:
+        inputs[1:] = [_fill(x, ~mask) for x in inputs[1:]]
+    counts = masses(h, mask)
+    for seed in range(1, 1 + kinds):
+        levels = random_summaries(h, heads, head_dim, batch, dtype, seed=seed)
+        if dirty:
+            levels = [_fill(x, c == 0) for x, c in zip(levels, counts)]
+        inputs += levels
+    if biases:
+        near, far = random_biases(h, heads, dtype)
+        inputs += far if near is None else [near, *far]
+    return inputs
+
+
 def compare(backend: str,
             shape,
             cell_size: int,
@@ -150,8 +183,7 @@ def compare(backend: str,
         summaries: whether random ones are given for all levels.
         biases: whether random ones are given.
         mask: bool ``[B, *grid]`` on the CPU.
-        dirty: whether keys and values of what is absent hold NaN: masked
-            tokens and, of given summaries, those of mass 0.
+        dirty: see :func:`leaves`.
         options: of the public function.
 
     Returns:
@@ -160,20 +192,9 @@ def compare(backend: str,
     h = Hierarchy(shape, cell_size, num_levels, rank,
                   options.get('causal', False))
     dtype = dtype or place(backend)['dtype']
-    inputs = list(random_qkv(shape, heads, head_dim, batch, dtype))
-    if mask is not None and dirty:
-        inputs[1:] = [_fill(x, ~mask) for x in inputs[1:]]
-    if summaries:
-        counts = masses(h, mask)
-        for seed in range(1, 1 + len(summary_kinds(options))):
-            levels = random_summaries(
-                h, heads, head_dim, batch, dtype, seed=seed)
-            if dirty:
-                levels = [_fill(x, c == 0) for x, c in zip(levels, counts)]
-            inputs += levels
-    if biases:
-        near, far = random_biases(h, heads, dtype)
-        inputs += far if near is None else [near, *far]
+    kinds = len(summary_kinds(options)) if summaries else 0
+    inputs = leaves(h, dtype, batch, heads, head_dim, kinds, biases, mask,
+                    dirty)
     options.update(cell_size=cell_size, num_levels=num_levels, rank=rank)
     # The exact result of the same inputs.
     exact = [

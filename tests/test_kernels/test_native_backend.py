@@ -533,19 +533,23 @@ def test_explain_backend_where_it_is_turned_off() -> None:
 @pytest.mark.slow
 def test_sanitizers(tmp_path) -> None:
     """No read or write out of bounds, no undefined behaviour."""
-    command = build.compiler()
-    found = subprocess.run([*command, '-print-file-name=libasan.so'],
-                           capture_output=True,
-                           text=True).stdout.strip()
-    if not os.path.isabs(found):
-        pytest.skip(f'{command[0]} has no libasan.so')
+    command, found = build.compiler(), []
+    # The latter is loaded first as well: it brings libstdc++, whose
+    # exceptions the former must know.
+    for name in ('libasan.so', 'libubsan.so'):
+        path = subprocess.run([*command, f'-print-file-name={name}'],
+                              capture_output=True,
+                              text=True).stdout.strip()
+        if not os.path.isabs(path):
+            pytest.skip(f'{command[0]} has no {name}')
+        found.append(path)
     flags = '-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1'
     result = python(
         str(FOLDER / 'native_cases.py'),
         '2000',
         FMA_KERNELS_CFLAGS=flags,
         FMA_KERNELS_CACHE=str(tmp_path),
-        LD_PRELOAD=found,
+        LD_PRELOAD=' '.join(found),
         ASAN_OPTIONS='detect_leaks=0',
         UBSAN_OPTIONS='print_stacktrace=1')
     assert result.returncode == 0 and result.stdout.endswith('done\n'), (

@@ -532,9 +532,12 @@ OPS = [((9, 10), 2, 2, 1, False, 0.0, torch.float32),
 core = torch.ops.fma_kernels
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('case', OPS, ids=str)
-def test_opcheck(case) -> None:
+def test_opcheck(case, backend) -> None:
     shape, cell_size, levels, rank, masked, p, dtype = case
+    if dtype == torch.float64:
+        dtype = place(backend)['dtype']
     h = Hierarchy(shape, cell_size, levels, rank)
     qkv = random_qkv(shape, batch=2, dtype=dtype)
     mask = random_mask(shape, 2) if masked else None
@@ -546,7 +549,7 @@ def test_opcheck(case) -> None:
     options = dict(rtol=1e-4, atol=1e-5)
     if dtype == torch.bfloat16:
         options = dict(rtol=2e-2, atol=2e-2)
-    sizes = list(shape), cell_size, levels, rank, True, 0.5, p, 'torch'
+    sizes = list(shape), cell_size, levels, rank, True, 0.5, p, backend
     check_op(far_field, (*pooled, mask, seed, *sizes), **options)
     with torch.no_grad():
         out, lse = far_field(*pooled, mask, seed, *sizes)
@@ -556,7 +559,7 @@ def test_opcheck(case) -> None:
         test_utils=('test_schema', 'test_faketensor'))
     leaves = h.level_sizes[0]
     near = [x[:, :leaves].clone().requires_grad_() for x in (out, lse)]
-    sizes = cell_size, rank, 0.5, p, 'torch'
+    sizes = cell_size, rank, 0.5, p, backend
     check_op(near_field, (*qkv, *near, mask, seed, *sizes), **options)
     # Strided inputs as well: the compiler relies on the strides.
     strided = [

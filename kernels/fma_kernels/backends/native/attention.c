@@ -14,6 +14,15 @@
 
 #include "fma.h"
 
+/* Between what shares a block of memory: gaps that a sanitizer watches. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define GAP 64
+#else
+#define ASAN_POISON_MEMORY_REGION(at, size) ((void)0)
+#define GAP 0
+#endif
+
 static const struct fma_kernels *kernels_of(const struct fma_call *call,
                                             int64_t queries) {
 #if defined(__x86_64__)
@@ -75,11 +84,14 @@ static size_t lay_out(struct thread *t, char *at, int back) {
   int64_t keys = fma_list_size(call), queries = fma_tile_size(call);
   int64_t dim = call->dim, width = t->most;
   size_t used = 0;
-#define TAKE(field, type, count)                                   \
-  do {                                                             \
-    size_t size = ((size_t)(count) * sizeof(type) + 63) / 64 * 64; \
-    field = at ? (type *)(at + used) : NULL;                       \
-    used += size;                                                  \
+#define TAKE(field, type, count)                                  \
+  do {                                                            \
+    size_t bytes = (size_t)(count) * sizeof(type);                \
+    size_t size = (bytes + 63) / 64 * 64 + GAP;                   \
+    field = at ? (type *)(at + used) : NULL;                      \
+    if (at)                                                       \
+      ASAN_POISON_MEMORY_REGION(at + used + bytes, size - bytes); \
+    used += size;                                                 \
   } while (0)
   struct fma_tile *tiles[2] = {&t->tile, &t->next};
   for (int i = 0; i < 2; i++) {

@@ -7,6 +7,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
+from .backends.native.library import unavailable
 from .geometry import Hierarchy
 
 _HAS_TRITON = find_spec('triton') is not None
@@ -244,16 +245,6 @@ def refuse_torch(request: Request) -> Optional[str]:
     return _refuse_biases(request) if request.pool_queries else None
 
 
-@torch.compiler.assume_constant_result
-def _native_reason() -> Optional[str]:
-    """Why the C library is not there, or None; the compiler asks once."""
-    try:
-        from .backends.native.library import unavailable
-    except ModuleNotFoundError:
-        return 'it is not built'
-    return unavailable()
-
-
 def refuse_native(request: Request) -> Optional[str]:
     """Why the fused kernels in C cannot run, or None."""
     if request.device.type != 'cpu':
@@ -266,7 +257,7 @@ def refuse_native(request: Request) -> Optional[str]:
         reason = _refuse_biases(request)
         if reason is not None:
             return reason
-    return _native_reason()
+    return unavailable()
 
 
 def refuse_naive(request: Request) -> Optional[str]:

@@ -1,6 +1,7 @@
 """What the backends' tests share: comparison with the oracle."""
 from typing import Callable, List, Optional
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,17 +15,40 @@ from fma_kernels.testing import (assert_close, random_biases, random_qkv,
 TRITON_DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def missing_triton() -> Optional[str]:
-    """Why no Triton kernel runs here, or None."""
-    device = torch.device(TRITON_DEVICE)
-    return REFUSALS['triton'](Request(device, torch.float32, 4, 1))
-
-
 def place(backend: str) -> dict:
     """Device and most exact dtype of a backend, as keyword arguments."""
     if backend == 'triton':
         return dict(device=TRITON_DEVICE, dtype=torch.float32)
-    return dict(device='cpu', dtype=torch.float64)
+    exact = torch.float32 if backend == 'native' else torch.float64
+    return dict(device='cpu', dtype=exact)
+
+
+def missing(backend: str) -> Optional[str]:
+    """Why a backend does not run here, or None; 'auto' always does."""
+    if backend == 'auto':
+        return None
+    device, dtype = place(backend).values()
+    return REFUSALS[backend](Request(torch.device(device), dtype, 4, 1))
+
+
+def missing_triton() -> Optional[str]:
+    """Why no Triton kernel runs here, or None."""
+    return missing('triton')
+
+
+def backends(*names: str) -> pytest.MarkDecorator:
+    """A test of each; skipped, with the reason, where one does not run."""
+    return pytest.mark.parametrize('backend', [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                missing(name) is not None, reason=str(missing(name))))
+        for name in names
+    ])
+
+
+# Those that take every argument, on a CPU.
+CPU_BACKENDS = backends('torch', 'native')
 
 
 def op(shape) -> Callable:
@@ -102,6 +126,39 @@ def _fill(x: Tensor, absent: Tensor) -> Tensor:
     return x.requires_grad_()
 
 
+def leaves(h: Hierarchy,
+           dtype: torch.dtype,
+           batch: int = 1,
+           heads: int = 2,
+           head_dim: int = 4,
+           kinds: int = 0,
+           biases: bool = False,
+           mask: Optional[Tensor] = None,
+           dirty: bool = True) -> List[Tensor]:
+    """Random inputs on the CPU, as :func:`run` takes them.
+
+    Args:
+        kinds: how many arguments take summaries of all levels.
+        biases: whether there are tables.
+        mask: bool ``[B, *grid]``.
+        dirty: whether keys and values of what is absent hold NaN: masked
+            tokens and, of given summaries, those of mass 0.
+    """
+    inputs = list(random_qkv(h.shape, heads, head_dim, batch, dtype))
+    if mask is not None and dirty:
+        inputs[1:] = [_fill(x, ~mask) for x in inputs[1:]]
+    counts = masses(h, mask)
+    for seed in range(1, 1 + kinds):
+        levels = random_summaries(h, heads, head_dim, batch, dtype, seed=seed)
+        if dirty:
+            levels = [_fill(x, c == 0) for x, c in zip(levels, counts)]
+        inputs += levels
+    if biases:
+        near, far = random_biases(h, heads, dtype)
+        inputs += far if near is None else [near, *far]
+    return inputs
+
+
 def compare(backend: str,
             shape,
             cell_size: int,
@@ -112,7 +169,7 @@ def compare(backend: str,
             batch: int = 1,
             heads: int = 2,
             head_dim: int = 4,
-            dtype: torch.dtype = torch.float64,
+            dtype: Optional[torch.dtype] = None,
             summaries: bool = False,
             biases: bool = False,
             mask: Optional[Tensor] = None,
@@ -122,11 +179,11 @@ def compare(backend: str,
 
     Args:
         backend, device: what is tested, and where; the oracle is on the CPU.
+        dtype: the most exact one of the backend by default.
         summaries: whether random ones are given for all levels.
         biases: whether random ones are given.
         mask: bool ``[B, *grid]`` on the CPU.
-        dirty: whether keys and values of what is absent hold NaN: masked
-            tokens and, of given summaries, those of mass 0.
+        dirty: see :func:`leaves`.
         options: of the public function.
 
     Returns:
@@ -134,24 +191,14 @@ def compare(backend: str,
     """
     h = Hierarchy(shape, cell_size, num_levels, rank,
                   options.get('causal', False))
-    inputs = list(random_qkv(shape, heads, head_dim, batch, dtype))
-    if mask is not None and dirty:
-        inputs[1:] = [_fill(x, ~mask) for x in inputs[1:]]
-    if summaries:
-        counts = masses(h, mask)
-        for seed in range(1, 1 + len(summary_kinds(options))):
-            levels = random_summaries(
-                h, heads, head_dim, batch, dtype, seed=seed)
-            if dirty:
-                levels = [_fill(x, c == 0) for x, c in zip(levels, counts)]
-            inputs += levels
-    if biases:
-        near, far = random_biases(h, heads, dtype)
-        inputs += far if near is None else [near, *far]
+    dtype = dtype or place(backend)['dtype']
+    kinds = len(summary_kinds(options)) if summaries else 0
+    inputs = leaves(h, dtype, batch, heads, head_dim, kinds, biases, mask,
+                    dirty)
     options.update(cell_size=cell_size, num_levels=num_levels, rank=rank)
-    # Half precision is compared with the exact result of the same inputs.
+    # The exact result of the same inputs.
     exact = [
-        x.detach().double().requires_grad_() if dtype.itemsize == 2 else x
+        x.detach().double().requires_grad_() if dtype.itemsize < 8 else x
         for x in inputs
     ]
     expected = run('naive', exact, shape, summaries, key_mask=mask, **options)

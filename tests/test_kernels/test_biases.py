@@ -1,13 +1,14 @@
-"""Relative-position biases of the blocked backend, against the oracle."""
+"""Relative-position biases of the CPU's backends, against the oracle."""
 from functools import partial
 
 import pytest
 import torch
+from compare import CPU_BACKENDS, backends
 from compare import compare as compare_backend
-from compare import op, run
+from compare import op, place, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_torch_backend import spy_on_chunks
+from test_cpu_backends import spy_on_chunks
 
 from fma_kernels import Hierarchy, auto_num_levels, fma1d, fma2d
 from fma_kernels.backends import torch as blocked
@@ -16,7 +17,7 @@ from fma_kernels.testing import (assert_close, random_biases, random_mask,
 from fma_vision.utils.timing import peak_memory
 
 # Outputs, lse and the gradients of queries, keys, values and tables.
-compare = partial(compare_backend, 'torch', biases=True)
+compare = partial(compare_backend, biases=True)
 
 # shape, cell_size, num_levels, rank: full attention, one level (its list is
 # the whole grid), a top list longer than the automatic one, levels that are
@@ -40,15 +41,17 @@ def leaves(case, heads: int = 2, batch: int = 1, dtype=torch.float64):
     return [*random_qkv(case[0], heads, 4, batch, dtype), *tables]
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
-def test_geometries(geometry) -> None:
-    compare(*geometry, batch=2)
+def test_geometries(geometry, backend) -> None:
+    compare(backend, *geometry, batch=2)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize(
     'geometry', [g for g in GEOMETRIES if len(g[0]) == 1], ids=str)
-def test_causal(geometry) -> None:
-    compare(*geometry, causal=True)
+def test_causal(geometry, backend) -> None:
+    compare(backend, *geometry, causal=True)
 
 
 def test_all_kinds_of_lists_are_tried() -> None:
@@ -61,12 +64,14 @@ def test_all_kinds_of_lists_are_tried() -> None:
         assert any(h.num_levels > n for h, n in zip(found, needed))
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('dropout_p', [0.0, 0.3])
 @pytest.mark.parametrize('geometry', GEOMETRIES[::2], ids=str)
-def test_masks_with_nan_and_dropout(geometry, dropout_p) -> None:
+def test_masks_with_nan_and_dropout(geometry, dropout_p, backend) -> None:
     mask = random_mask(geometry[0], 3, 0.5)
     mask[1] = False  # an image of padding only
     compare(
+        backend,
         *geometry,
         batch=3,
         mask=mask,
@@ -75,25 +80,28 @@ def test_masks_with_nan_and_dropout(geometry, dropout_p) -> None:
         dropout_seed=5)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize(
     'options', [dict(mass=False), dict(scale=-2.0)], ids=str)
 @pytest.mark.parametrize('shape', [(50, ), (14, 11)], ids=str)
-def test_neither_mass_nor_scale_touches_them(shape, options) -> None:
-    compare(shape, 2, rank=2, **options)
+def test_neither_mass_nor_scale_touches_them(shape, options, backend) -> None:
+    compare(backend, shape, 2, rank=2, **options)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('dtype',
                          [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     'geometry', [((45, ), 4, None, 2), ((14, 13), 2, None, 1),
                  ((26, 19), 4, None, 1), ((6, 7), 4, 0, 1)],
     ids=str)
-def test_dtypes(geometry, dtype) -> None:
-    compare(*geometry, batch=2, head_dim=8, dtype=dtype)
+def test_dtypes(geometry, dtype, backend) -> None:
+    compare(backend, *geometry, batch=2, head_dim=8, dtype=dtype)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('amp', [False, True])
-def test_float32_tables_of_half_precision_inputs(amp) -> None:
+def test_float32_tables_of_half_precision_inputs(amp, backend) -> None:
     """They stay float32, as does their gradient; so under autocast."""
     near, far = random_biases(Hierarchy((14, 13), 2), dtype=torch.float32)
     dtype = torch.float32 if amp else torch.bfloat16
@@ -111,7 +119,7 @@ def test_float32_tables_of_half_precision_inputs(amp) -> None:
         return out, torch.autograd.grad(out.float().square().sum(),
                                         [near, *far])
 
-    out, grads = gradients('torch', qkv)
+    out, grads = gradients(backend, qkv)
     expected, exact = gradients('naive', rounded)
     assert out.dtype == torch.bfloat16
     assert_close(out, expected, torch.bfloat16)
@@ -120,25 +128,27 @@ def test_float32_tables_of_half_precision_inputs(amp) -> None:
         assert_close(a, b, torch.bfloat16, grad=True)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('name', ['near_bias', 'far_bias'])
 @pytest.mark.parametrize('shape', [(45, ), (19, 14)], ids=str)
-def test_one_without_the_other(shape, name) -> None:
-    q, k, v, near, *far = leaves((shape, 2))
+def test_one_without_the_other(shape, name, backend) -> None:
+    q, k, v, near, *far = leaves((shape, 2), dtype=place(backend)['dtype'])
     given = {name: near if name == 'near_bias' else far}
     tables = [near] if name == 'near_bias' else far
     results = []
-    for backend in ('torch', 'naive'):
-        out = op(shape)(q, k, v, cell_size=2, backend=backend, **given)
+    for each in (backend, 'naive'):
+        out = op(shape)(q, k, v, cell_size=2, backend=each, **given)
         grads = torch.autograd.grad(out.square().sum(), (q, k, v, *tables))
         results.append([out, *grads])
     for a, b in zip(*results):
         assert_close(a, b)
 
 
-def test_strided_tables() -> None:
+@CPU_BACKENDS
+def test_strided_tables(backend) -> None:
     h = Hierarchy((45, ), 2)
-    near, far = random_biases(h, heads=3)
-    qkv = random_qkv(h.shape, heads=3)
+    near, far = random_biases(h, heads=3, **place(backend))
+    qkv = random_qkv(h.shape, heads=3, **place(backend))
     shared = near[:1].expand(3, -1)  # one table for all heads
     mirrored = [
         x.detach().flip(2).transpose(0, 2).contiguous().transpose(0, 2)
@@ -146,69 +156,79 @@ def test_strided_tables() -> None:
     ]
     assert not mirrored[0].is_contiguous()
     results = []
-    for backend in ('torch', 'naive'):
+    for name in (backend, 'naive'):
         out = fma1d(
             *qkv,
             cell_size=2,
             near_bias=shared,
             far_bias=mirrored,
-            backend=backend)
+            backend=name)
         results.append([out, *torch.autograd.grad(out.square().sum(), near)])
     for a, b in zip(*results):
         assert_close(a, b)
 
 
-def test_tables_beyond_need_get_zero_gradients() -> None:
+@CPU_BACKENDS
+def test_tables_beyond_need_get_zero_gradients(backend) -> None:
     case = ((13, 9), 4, 4, 1)
     assert geometry_of(case).num_levels == 1
-    compare(*case)
-    *_, near, first, second, third, fourth = leaves(case)
+    compare(backend, *case)
+    *_, near, first, second, third, fourth = leaves(
+        case, dtype=place(backend)['dtype'])
     out = fma2d(
-        *random_qkv(case[0]),
+        *random_qkv(case[0], **place(backend)),
         cell_size=4,
         num_levels=4,
         near_bias=near,
-        far_bias=[first, second, third, fourth])
+        far_bias=[first, second, third, fourth],
+        backend=backend)
     grads = torch.autograd.grad(out.square().sum(),
                                 (first, second, third, fourth))
     assert [bool((g != 0).any()) for g in grads] == [True, False, False, False]
 
 
-def test_full_attention_takes_no_far_tables() -> None:
-    compare((7, 5), 4, 0)
+@CPU_BACKENDS
+def test_full_attention_takes_no_far_tables(backend) -> None:
+    compare(backend, (7, 5), 4, 0)
     # Of levels that the grid does not need.
-    compare((7, 5), 4, 3)
+    compare(backend, (7, 5), 4, 3)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('shape', [(17, ), (9, 10)], ids=str)
-def test_empty_batch(shape) -> None:
-    q, k, v, near, *far = leaves((shape, 2), batch=0)
-    out = op(shape)(q, k, v, cell_size=2, near_bias=near, far_bias=far)
+def test_empty_batch(shape, backend) -> None:
+    q, k, v, near, *far = leaves((shape, 2),
+                                 batch=0,
+                                 dtype=place(backend)['dtype'])
+    out = op(shape)(
+        q, k, v, cell_size=2, near_bias=near, far_bias=far, backend=backend)
     for grad in torch.autograd.grad(out.sum(), (near, *far)):
         assert (grad == 0).all()
 
 
-def test_minus_infinity_hides() -> None:
+@CPU_BACKENDS
+def test_minus_infinity_hides(backend) -> None:
     """A table may forbid an offset, or all that a level shows."""
-    near, far = random_biases(Hierarchy((22, 23), 2))
+    near, far = random_biases(
+        Hierarchy((22, 23), 2), dtype=place(backend)['dtype'])
     near.data[:, near.shape[1] // 2 + 1] = -torch.inf
     far[0].data[:, :, 10:20] = -torch.inf
     far[1].data[:] = -torch.inf
-    qkv = random_qkv((22, 23))
+    qkv = random_qkv((22, 23), **place(backend))
     results = []
-    for backend in ('torch', 'naive'):
+    for name in (backend, 'naive'):
         out = fma2d(
-            *qkv, cell_size=2, near_bias=near, far_bias=far, backend=backend)
+            *qkv, cell_size=2, near_bias=near, far_bias=far, backend=name)
         grads = torch.autograd.grad(out.square().sum(), (*qkv, near, *far))
         results.append([out, *grads])
     for a, b in zip(*results):
         assert_close(a, b)
 
 
-@pytest.mark.parametrize('backend', ['torch', 'naive'])
+@backends('torch', 'native', 'naive')
 @pytest.mark.parametrize('shape', [(33, ), (12, 13)], ids=str)
 def test_minus_infinity_everywhere_leaves_no_key(shape, backend) -> None:
-    q, k, v, *tables = leaves((shape, 2))
+    q, k, v, *tables = leaves((shape, 2), dtype=place(backend)['dtype'])
     near, *far = (torch.full_like(x, -torch.inf) for x in tables)
     inputs = [q, k, v, *(x.requires_grad_() for x in (near, *far))]
     out, lse = op(shape)(
@@ -280,21 +300,23 @@ def test_memory_is_bounded(monkeypatch) -> None:
             assert peak_memory(call) < tensors * size + 12 * 4 * (1 << 17)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('shape, cell_size', [((67, ), 2), ((13, 22), 2),
                                               ((40, 24), 4)])
-def test_bit_equal_on_repeat(shape, cell_size) -> None:
+def test_bit_equal_on_repeat(shape, cell_size, backend) -> None:
     inputs = leaves((shape, cell_size), batch=2, dtype=torch.float32)
     options = dict(cell_size=cell_size, dropout_p=0.1, dropout_seed=5)
-    first = run('torch', inputs, shape, False, **options)
+    first = run(backend, inputs, shape, False, **options)
     for _ in range(3):
-        again = run('torch', inputs, shape, False, **options)
+        again = run(backend, inputs, shape, False, **options)
         assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
-def test_zero_tables_change_nothing() -> None:
+@CPU_BACKENDS
+def test_zero_tables_change_nothing(backend) -> None:
     q, k, v, *tables = leaves(((26, 19), 4), dtype=torch.float32)
     near, *far = (torch.zeros_like(x) for x in tables)
-    options = dict(cell_size=4, backend='torch', return_lse=True)
+    options = dict(cell_size=4, backend=backend, return_lse=True)
     for a, b in zip(
             fma2d(q, k, v, **options),
             fma2d(q, k, v, near_bias=near, far_bias=far, **options)):
@@ -331,9 +353,10 @@ def test_gradcheck(case) -> None:
 
 
 # --------------------------------------------------------------- properties
+@CPU_BACKENDS
 @settings(deadline=None, derandomize=True, max_examples=40, database=None)
 @given(st.data())
-def test_property(data) -> None:
+def test_property(backend, data) -> None:
     draw = data.draw
     ndim = draw(st.integers(1, 2))
     shape = tuple(
@@ -348,6 +371,7 @@ def test_property(data) -> None:
     options = dict(causal=draw(st.booleans())) if ndim == 1 else {}
     mask = random_mask(shape, 2) if draw(st.booleans()) else None
     compare(
+        backend,
         shape,
         cell_size,
         levels,

@@ -1,7 +1,7 @@
 """The core op under torch.compile, torch.export and opcheck."""
 import pytest
 import torch
-from compare import check_op
+from compare import CPU_BACKENDS, check_op, place
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -33,9 +33,12 @@ OPS = [
 ]
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('case', OPS, ids=str)
-def test_opcheck(case) -> None:
+def test_opcheck(case, backend) -> None:
     shape, cell_size, levels, rank, causal, masked, p, dtype = case
+    if dtype == torch.float64:
+        dtype = place(backend)['dtype']
     h = Hierarchy(shape, cell_size, levels, rank, causal)
     q, k, v = random_qkv(shape, batch=2, dtype=dtype)
     mask = random_mask(shape, 2) if masked else None
@@ -50,15 +53,16 @@ def test_opcheck(case) -> None:
     check_op(
         attention,
         (q, k, v, *pooled, mask, torch.tensor(3) if p else None, None, None,
-         cell_size, h.num_levels, rank, causal, True, 0.5, p, 'torch'),
+         cell_size, h.num_levels, rank, causal, True, 0.5, p, backend),
         rtol=2e-2 if dtype == torch.bfloat16 else 1e-4,
         atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize(
     'kinds', [(True, False), (False, True), (True, True)], ids=str)
 @pytest.mark.parametrize('shape', [(21, ), (9, 10)], ids=str)
-def test_opcheck_of_biases(shape, kinds) -> None:
+def test_opcheck_of_biases(shape, kinds, backend) -> None:
     """One, the other, both; float32 tables of bfloat16 inputs if both."""
     h = Hierarchy(shape, 2)
     q, k, v = random_qkv(
@@ -70,7 +74,7 @@ def test_opcheck_of_biases(shape, kinds) -> None:
     near, far = random_biases(h, dtype=torch.float32)
     far = torch.stack(far, 1).detach().requires_grad_()
     tables = [x if given else None for x, given in zip((near, far), kinds)]
-    sizes = 2, h.num_levels, 1, False, True, 0.5, 0.0, 'torch'
+    sizes = 2, h.num_levels, 1, False, True, 0.5, 0.0, backend
     args = (q, k, v, *pooled, None, None, *tables)
     check_op(
         attention, (*args, *sizes),

@@ -1,28 +1,30 @@
 """The facts that hold exactly, whatever the backend."""
 import pytest
 import torch
-from compare import missing_triton, place
+from compare import backends, missing, place
 from torch.nn import functional as F
 
 from fma_kernels import Hierarchy, fma1d, fma2d
 from fma_kernels.testing import assert_close, random_mask, random_qkv
 
-TRITON = pytest.param(
-    'triton',
-    marks=pytest.mark.skipif(
-        missing_triton() is not None, reason=str(missing_triton())))
-BACKENDS = pytest.mark.parametrize('backend', ['naive', 'torch'])
+BACKENDS = backends('naive', 'torch', 'native')
 # Where few steps are needed: the kernels may be interpreted.
-ALL_BACKENDS = pytest.mark.parametrize('backend', ['naive', 'torch', TRITON])
+ALL_BACKENDS = backends('naive', 'torch', 'native', 'triton')
 # shape, cell_size, num_levels, rank
 GRIDS = [((29, ), 2, None, 1), ((40, ), 4, 1, 2), ((9, ), 2, 4, 2),
          ((13, 10), 2, None, 1), ((11, 18), 4, 1, 4), ((20, 9), 3, 2, 3),
          ((1, 14), 1, None, 1), ((22, 22), 4, None, 2)]
 SMALL = [((9, ), 2, 4, 2), ((3, 9), 2, None, 1)]
 grids = pytest.mark.parametrize(
-    'backend, grid',
-    [(name, grid) for name in ('naive', 'torch') for grid in GRIDS] +
-    [pytest.param('triton', grid, marks=TRITON.marks) for grid in SMALL],
+    'backend, grid', [
+        pytest.param(
+            name,
+            grid,
+            marks=pytest.mark.skipif(
+                missing(name) is not None, reason=str(missing(name))))
+        for name in ('naive', 'torch', 'native', 'triton')
+        for grid in (SMALL if name == 'triton' else GRIDS)
+    ],
     ids=str)
 
 
@@ -134,7 +136,7 @@ def test_constant_keys_give_causal_attention(backend) -> None:
 @pytest.mark.parametrize('grid', GRIDS, ids=str)
 def test_permuting_batch_or_heads_commutes(grid, backend) -> None:
     shape, cell_size, levels, rank = grid
-    qkv = random_qkv(shape, heads=3, batch=3)
+    qkv = random_qkv(shape, heads=3, batch=3, **place(backend))
     mask = random_mask(shape, 3)
     options = dict(
         cell_size=cell_size, num_levels=levels, rank=rank, backend=backend)
@@ -160,7 +162,7 @@ CAUSAL = pytest.mark.parametrize('cell_size, levels, rank', [(2, None, 1),
 @CAUSAL
 def test_causal_output_ignores_later_tokens(cell_size, levels, rank,
                                             backend) -> None:
-    q, k, v = random_qkv((37, ))
+    q, k, v = random_qkv((37, ), **place(backend))
     options = dict(
         cell_size=cell_size,
         num_levels=levels,
@@ -189,7 +191,7 @@ def test_causal_output_ignores_later_tokens(cell_size, levels, rank,
 def test_causal_ignores_nan_of_later_masked_tokens(cell_size, levels, rank,
                                                    backend) -> None:
     # NaN is legal only where masked; it must not reach anyone.
-    q, k, v = (x.detach() for x in random_qkv((37, )))
+    q, k, v = (x.detach() for x in random_qkv((37, ), **place(backend)))
     mask = torch.ones(1, 37, dtype=torch.bool)
     mask[:, 20:] = False
     dirty = [x.clone() for x in (k, v)]
@@ -210,7 +212,7 @@ def test_causal_ignores_nan_of_later_masked_tokens(cell_size, levels, rank,
 @pytest.mark.parametrize('rank', [1, 2])
 @pytest.mark.parametrize('levels', [None, 6])
 def test_causal_prefixes_agree(levels, rank, backend) -> None:
-    qkv = random_qkv((70, ))
+    qkv = random_qkv((70, ), **place(backend))
     options = dict(
         cell_size=2,
         num_levels=levels,
@@ -295,7 +297,7 @@ def test_outputs_are_averages_of_values(grid, backend) -> None:
 @BACKENDS
 def test_lse_counts_the_tokens(backend) -> None:
     # Zero keys: every logit is log(mass), so lse is log(number of tokens).
-    q, k, v = random_qkv((13, 22))
+    q, k, v = random_qkv((13, 22), **place(backend))
     _, lse = fma2d(
         q,
         torch.zeros_like(k),

@@ -3,14 +3,14 @@ from functools import partial
 
 import pytest
 import torch
-from compare import check_op
+from compare import CPU_BACKENDS, backends, check_op
 from compare import compare as compare_backend
-from compare import op, run
+from compare import op, place, run
 from hypothesis import given
 from hypothesis import strategies as st
 from slow_reference import brute_force_pairs, slow_fma
+from test_cpu_backends import CHECKED, geometries, masks
 from test_exactness import constant_on, full_lse, softmax_attention
-from test_torch_backend import CHECKED, geometries, masks
 
 from fma_kernels import Hierarchy, explain_backend, fma1d, fma2d, naive
 from fma_kernels.backends import torch as blocked
@@ -20,8 +20,8 @@ from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
                                  random_qkv, random_summaries)
 from fma_vision.utils.timing import peak_memory
 
-compare = partial(compare_backend, 'torch', pool_queries=True)
-BACKENDS = pytest.mark.parametrize('backend', ['naive', 'torch'])
+compare = partial(compare_backend, pool_queries=True)
+BACKENDS = backends('naive', 'torch', 'native')
 # shape, cell_size, num_levels, rank
 GRIDS = [((29, ), 2, None, 1), ((40, ), 4, 1, 2), ((9, ), 2, 4, 2),
          ((150, ), 2, None, 2), ((67, ), 16, None, 4), ((13, 10), 2, None, 1),
@@ -65,7 +65,7 @@ def test_oracle_against_the_loop(geometry, given, masked) -> None:
 def test_equals_the_plain_form_for_constant_queries(grid, masked,
                                                     backend) -> None:
     shape, cell_size, levels, rank = grid
-    q, k, v = random_qkv(shape, batch=2)
+    q, k, v = random_qkv(shape, batch=2, **place(backend))
     q = constant_on(Hierarchy(*grid), q)
     options = dict(
         cell_size=cell_size,
@@ -90,7 +90,7 @@ def test_equals_the_plain_form_for_constant_queries(grid, masked,
 @pytest.mark.parametrize('masked', [False, True])
 def test_no_far_cell_is_full_attention(shape, cell_size, levels, masked,
                                        backend) -> None:
-    qkv = random_qkv(shape, batch=2)
+    qkv = random_qkv(shape, batch=2, **place(backend))
     mask = random_mask(shape, 2) if masked else None
     out, lse = op(shape)(
         *qkv,
@@ -116,7 +116,7 @@ def test_keys_and_queries_constant_on_the_coarsest_cells(grid,
                                                          backend) -> None:
     shape, cell_size, levels, rank = grid
     h = Hierarchy(*grid)
-    q, k, v = random_qkv(shape)
+    q, k, v = random_qkv(shape, **place(backend))
     q, k = constant_on(h, q), constant_on(h, k)
     out = op(shape)(
         q,
@@ -134,7 +134,7 @@ def test_keys_and_queries_constant_on_the_coarsest_cells(grid,
 @grids
 def test_permuting_batch_or_heads_commutes(grid, backend) -> None:
     shape, cell_size, levels, rank = grid
-    qkv = random_qkv(shape, heads=3, batch=3)
+    qkv = random_qkv(shape, heads=3, batch=3, **place(backend))
     mask = random_mask(shape, 3)
     options = dict(
         cell_size=cell_size,
@@ -156,7 +156,7 @@ def test_permuting_batch_or_heads_commutes(grid, backend) -> None:
 @grids
 def test_query_without_real_key_gives_zero(grid, backend) -> None:
     shape, cell_size, levels, rank = grid
-    qkv = random_qkv(shape, batch=2)
+    qkv = random_qkv(shape, batch=2, **place(backend))
     mask = random_mask(shape, 2)
     mask[0] = False
     out, lse = op(shape)(
@@ -180,7 +180,7 @@ def test_query_without_real_key_gives_zero(grid, backend) -> None:
 
 @BACKENDS
 def test_lse_counts_the_tokens(backend) -> None:
-    q, k, v = random_qkv((13, 22))
+    q, k, v = random_qkv((13, 22), **place(backend))
     _, lse = fma2d(
         q,
         torch.zeros_like(k),
@@ -193,55 +193,61 @@ def test_lse_counts_the_tokens(backend) -> None:
 
 
 # ----------------------------------------------------------------- backends
+@CPU_BACKENDS
 @pytest.mark.parametrize('cell_size, rank', [(1, 1), (2, 1), (2, 2), (3, 3),
                                              (4, 1), (8, 2)])
 @pytest.mark.parametrize(
     'shape', [(1, ), (7, ), (33, ), (70, ), (1, 19), (13, 21), (17, 16)],
     ids=str)
-def test_shapes_cells_ranks(shape, cell_size, rank) -> None:
-    compare(shape, cell_size, rank=rank)
+def test_shapes_cells_ranks(shape, cell_size, rank, backend) -> None:
+    compare(backend, shape, cell_size, rank=rank)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('levels', [None, 0, 1, 2, 6])
 @pytest.mark.parametrize('cell_size', [1, 2, 4])
 @pytest.mark.parametrize('shape', [(41, ), (2, ), (11, 18), (1, 30)], ids=str)
-def test_levels(shape, cell_size, levels) -> None:
-    compare(shape, cell_size, levels)
+def test_levels(shape, cell_size, levels, backend) -> None:
+    compare(backend, shape, cell_size, levels)
 
 
+@CPU_BACKENDS
 @grids
 @pytest.mark.parametrize('masked', [False, True])
-def test_given_summaries(grid, masked) -> None:
+def test_given_summaries(grid, masked, backend) -> None:
     mask = random_mask(grid[0], 2, real=0.4) if masked else None
-    compare(*grid, batch=2, mask=mask, summaries=True)
+    compare(backend, *grid, batch=2, mask=mask, summaries=True)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('kind', ['query', 'key', 'value'])
-def test_only_one_kind_of_summaries_given(kind) -> None:
+def test_only_one_kind_of_summaries_given(kind, backend) -> None:
     h = Hierarchy((12, 13), 2)
-    qkv = random_qkv(h.shape)
-    options = {f'{kind}_summaries': random_summaries(h)}
+    qkv = random_qkv(h.shape, **place(backend))
+    options = {f'{kind}_summaries': random_summaries(h, **place(backend))}
     options.update(cell_size=2, pool_queries=True)
     assert_close(
-        fma2d(*qkv, backend='torch', **options),
+        fma2d(*qkv, backend=backend, **options),
         fma2d(*qkv, backend='naive', **options))
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize(
     'options',
     [dict(mass=False), dict(scale=2.0),
      dict(scale=0)], ids=str)
 @pytest.mark.parametrize('shape', [(50, ), (14, 11)], ids=str)
-def test_mass_and_scale(shape, options) -> None:
-    compare(shape, 2, rank=2, **options)
+def test_mass_and_scale(shape, options, backend) -> None:
+    compare(backend, shape, 2, rank=2, **options)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('real', [0.05, 0.5])
 @grids
-def test_masks_with_nan(grid, real) -> None:
+def test_masks_with_nan(grid, real, backend) -> None:
     mask = random_mask(grid[0], 3, real)
     mask[1] = False  # an image of padding only
-    compare(*grid, batch=3, mask=mask)
+    compare(backend, *grid, batch=3, mask=mask)
 
 
 @BACKENDS
@@ -251,7 +257,7 @@ def test_masked_tokens_may_hold_anything(bad, backend) -> None:
     shape = (13, 10)
     mask = random_mask(shape, real=0.4)
     mask[:, :6, :6] = False
-    qkv = random_qkv(shape)
+    qkv = random_qkv(shape, **place(backend))
     options = dict(
         cell_size=2, key_mask=mask, pool_queries=True, backend=backend)
     clean = [x.detach().masked_fill(~mask[..., None, None], 0) for x in qkv]
@@ -268,28 +274,47 @@ def test_masked_tokens_may_hold_anything(bad, backend) -> None:
         assert (b[~mask] == 0).all()
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('dtype',
                          [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     'geometry', [((45, ), 4, None, 2), ((45, ), 20, None, 1),
                  ((14, 13), 2, None, 1), ((18, 11), 4, None, 2)],
     ids=str)
-def test_dtypes(geometry, dtype) -> None:
+def test_dtypes(geometry, dtype, backend) -> None:
     mask = random_mask(geometry[0], 2)
     compare(
-        *geometry, batch=2, head_dim=8, dtype=dtype, mask=mask, dirty=False)
+        backend,
+        *geometry,
+        batch=2,
+        head_dim=8,
+        dtype=dtype,
+        mask=mask,
+        dirty=False)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('masked', [False, True])
 @grids
-def test_dropout_agrees_with_the_oracle(grid, masked) -> None:
+def test_dropout_agrees_with_the_oracle(grid, masked, backend) -> None:
     mask = random_mask(grid[0], 2, 0.6) if masked else None
-    compare(*grid, batch=2, heads=3, mask=mask, dropout_p=0.4, dropout_seed=11)
+    compare(
+        backend,
+        *grid,
+        batch=2,
+        heads=3,
+        mask=mask,
+        dropout_p=0.4,
+        dropout_seed=11)
 
 
-def test_dropout_keeps_the_expectation() -> None:
-    q, k, v = (x.detach() for x in random_qkv((24, 24), heads=4, batch=4))
-    options = dict(cell_size=2, dropout_p=0.3, pool_queries=True)
+@CPU_BACKENDS
+def test_dropout_keeps_the_expectation(backend) -> None:
+    q, k, v = (
+        x.detach()
+        for x in random_qkv((24, 24), heads=4, batch=4, **place(backend)))
+    options = dict(
+        cell_size=2, dropout_p=0.3, pool_queries=True, backend=backend)
     outs = torch.stack([
         fma2d(q, k, torch.ones_like(v), dropout_seed=seed, **options)[..., 0]
         for seed in range(8)
@@ -351,14 +376,15 @@ def test_the_far_field_holds_no_second_pyramid(grid, masked,
     assert results <= peak < 1.5 * results
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('shape', [(67, ), (13, 22)], ids=str)
-def test_bit_equal_on_repeat(shape) -> None:
+def test_bit_equal_on_repeat(shape, backend) -> None:
     inputs = list(random_qkv(shape, batch=2, dtype=torch.float32))
     options = dict(
         cell_size=2, dropout_p=0.1, dropout_seed=5, pool_queries=True)
-    first = run('torch', inputs, shape, False, **options)
+    first = run(backend, inputs, shape, False, **options)
     for _ in range(3):
-        again = run('torch', inputs, shape, False, **options)
+        again = run(backend, inputs, shape, False, **options)
         assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
@@ -398,27 +424,31 @@ def test_gradcheck(name) -> None:
         lambda *x: call(*x)[0], (*qkv, *levels), fast_mode=True)
 
 
-def test_given_summaries_beyond_need_get_zero_gradients() -> None:
+@CPU_BACKENDS
+def test_given_summaries_beyond_need_get_zero_gradients(backend) -> None:
     tree = Hierarchy((7, 7), 4, num_levels=2)
-    qkv = random_qkv((7, 7))
-    levels = random_summaries(tree)
+    qkv = random_qkv((7, 7), **place(backend))
+    levels = random_summaries(tree, **place(backend))
     out = fma2d(
         *qkv,
         cell_size=4,
         num_levels=2,
         pool_queries=True,
-        query_summaries=levels)
+        query_summaries=levels,
+        backend=backend)
     assert_close(out, softmax_attention(*qkv))
     for grad in torch.autograd.grad(out.sum(), levels):
         assert (grad == 0).all()
 
 
+@CPU_BACKENDS
 @CHECKED
 @given(st.data())
-def test_property(data) -> None:
+def test_property(backend, data) -> None:
     geometry = data.draw(geometries(data.draw(st.integers(1, 2))))
     batch = data.draw(st.integers(1, 2))
     compare(
+        backend,
         *geometry,
         batch=batch,
         heads=data.draw(st.integers(1, 3)),
@@ -477,9 +507,9 @@ def test_autocast(backend) -> None:
     assert_close(out, exact, torch.bfloat16)
 
 
-@pytest.mark.parametrize('backend', ['auto', 'torch', 'naive'])
+@backends('auto', 'torch', 'native', 'naive')
 def test_empty_batch(backend) -> None:
-    qkv = random_qkv((9, 10), batch=0)
+    qkv = random_qkv((9, 10), batch=0, **place(backend))
     out, lse = fma2d(
         *qkv,
         cell_size=2,
@@ -502,9 +532,12 @@ OPS = [((9, 10), 2, 2, 1, False, 0.0, torch.float32),
 core = torch.ops.fma_kernels
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('case', OPS, ids=str)
-def test_opcheck(case) -> None:
+def test_opcheck(case, backend) -> None:
     shape, cell_size, levels, rank, masked, p, dtype = case
+    if dtype == torch.float64:
+        dtype = place(backend)['dtype']
     h = Hierarchy(shape, cell_size, levels, rank)
     qkv = random_qkv(shape, batch=2, dtype=dtype)
     mask = random_mask(shape, 2) if masked else None
@@ -516,7 +549,7 @@ def test_opcheck(case) -> None:
     options = dict(rtol=1e-4, atol=1e-5)
     if dtype == torch.bfloat16:
         options = dict(rtol=2e-2, atol=2e-2)
-    sizes = list(shape), cell_size, levels, rank, True, 0.5, p, 'torch'
+    sizes = list(shape), cell_size, levels, rank, True, 0.5, p, backend
     check_op(far_field, (*pooled, mask, seed, *sizes), **options)
     with torch.no_grad():
         out, lse = far_field(*pooled, mask, seed, *sizes)
@@ -526,7 +559,7 @@ def test_opcheck(case) -> None:
         test_utils=('test_schema', 'test_faketensor'))
     leaves = h.level_sizes[0]
     near = [x[:, :leaves].clone().requires_grad_() for x in (out, lse)]
-    sizes = cell_size, rank, 0.5, p, 'torch'
+    sizes = cell_size, rank, 0.5, p, backend
     check_op(near_field, (*qkv, *near, mask, seed, *sizes), **options)
     # Strided inputs as well: the compiler relies on the strides.
     strided = [

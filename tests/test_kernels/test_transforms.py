@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from compare import TRITON_DEVICE, missing_triton, op
+from compare import CPU_BACKENDS, TRITON_DEVICE, missing_triton, op, place
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jacrev, jvp, vjp, vmap
@@ -28,28 +28,29 @@ CASES = [
 ]
 
 
-def problem(case, seed=0):
+def problem(case, backend='torch', seed=0):
     """A function of a tuple of tensors that gives (out, lse), and these."""
     shape, kinds, options = case
-    options = dict(options, cell_size=2, return_lse=True, backend='torch')
+    options = dict(options, cell_size=2, return_lse=True, backend=backend)
     h = Hierarchy(shape, 2, options.get('num_levels'), options.get('rank', 1))
     names = ['query', 'key', 'value']
-    inputs = list(random_qkv(shape, batch=2, seed=seed))
+    inputs = list(random_qkv(shape, batch=2, seed=seed, **place(backend)))
     if 'mask' in kinds:
         options['key_mask'] = random_mask(shape, 2)
     summaries = ['key_summaries', 'value_summaries']
     summaries += ['query_summaries'] * options.get('pool_queries', False)
     for i, name in enumerate(summaries if 'summaries' in kinds else ()):
         names += [(name, h.num_levels)]
-        inputs += random_summaries(h, batch=2, seed=seed + i)
+        inputs += random_summaries(h, batch=2, seed=seed + i, **place(backend))
     if 'packed' in kinds:
         names += summaries
         inputs += [
-            pack(random_summaries(h, batch=2, seed=seed + i), h.ndim)
-            for i in range(len(summaries))
+            pack(
+                random_summaries(h, batch=2, seed=seed + i, **place(backend)),
+                h.ndim) for i in range(len(summaries))
         ]
     if 'biases' in kinds:
-        near, far = random_biases(h)
+        near, far = random_biases(h, dtype=place(backend)['dtype'])
         names += ['near_bias', ('far_bias', h.num_levels)]
         inputs += [near * (1 + seed), *far]
 
@@ -85,9 +86,10 @@ def compare_all(found, expected) -> None:
         assert_close(a, b)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('case', CASES, ids=str)
-def test_gradients(case) -> None:
-    function, inputs = problem(case)
+def test_gradients(case, backend) -> None:
+    function, inputs = problem(case, backend)
     expected = reference(function, inputs)
     assert all((x != 0).any() for x in expected)
     loss, places = partial(total, function), tuple(range(len(inputs)))
@@ -96,11 +98,12 @@ def test_gradients(case) -> None:
     compare_all(pullback(torch.ones_like(value)), expected)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('case', CASES, ids=str)
-def test_vmap(case) -> None:
+def test_vmap(case, backend) -> None:
     """Over all arguments, then over the last one alone."""
-    function, first = problem(case)
-    second = problem(case, seed=1)[1]
+    function, first = problem(case, backend)
+    second = problem(case, backend, seed=1)[1]
     for dims in ((0, ) * len(first), (1, ) + (None, ) * (len(first) - 1),
                  (None, ) * (len(first) - 1) + (-1, )):
         pairs = [
@@ -127,10 +130,10 @@ def test_vmap(case) -> None:
 def test_jacobian(pool_queries) -> None:
     q, k, v = (x.detach() for x in random_qkv((9, ), heads=1, head_dim=2))
     function = partial(fma1d, cell_size=2, pool_queries=pool_queries)
-    for place in range(3):
+    for argument in range(3):
         expected = torch.autograd.functional.jacobian(
-            lambda *x: function(*x, backend='naive'), (q, k, v))[place]
-        assert_close(jacrev(function, place)(q, k, v), expected)
+            lambda *x: function(*x, backend='naive'), (q, k, v))[argument]
+        assert_close(jacrev(function, argument)(q, k, v), expected)
 
 
 def test_gradient_of_a_mapped_loss() -> None:

@@ -14,6 +14,15 @@
 
 #include "fma.h"
 
+/* Between what shares a block of memory: gaps that a sanitizer watches. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define GAP 64
+#else
+#define ASAN_POISON_MEMORY_REGION(at, size) ((void)0)
+#define GAP 0
+#endif
+
 static const struct fma_kernels *kernels_of(const struct fma_call *call,
                                             int64_t queries) {
 #if defined(__x86_64__)
@@ -76,11 +85,14 @@ static size_t lay_out(struct thread *t, char *at, int back) {
   int64_t keys = fma_list_size(call), queries = fma_tile_size(call);
   int64_t dim = call->dim, width = t->most;
   size_t used = 0;
-#define TAKE(field, type, count)                                   \
-  do {                                                             \
-    size_t size = ((size_t)(count) * sizeof(type) + 63) / 64 * 64; \
-    field = at ? (type *)(at + used) : NULL;                       \
-    used += size;                                                  \
+#define TAKE(field, type, count)                                  \
+  do {                                                            \
+    size_t bytes = (size_t)(count) * sizeof(type);                \
+    size_t size = (bytes + 63) / 64 * 64 + GAP;                   \
+    field = at ? (type *)(at + used) : NULL;                      \
+    if (at)                                                       \
+      ASAN_POISON_MEMORY_REGION(at + used + bytes, size - bytes); \
+    used += size;                                                 \
   } while (0)
   struct fma_tile *tiles[2] = {&t->tile, &t->next};
   for (int i = 0; i < 2; i++) {
@@ -109,7 +121,7 @@ static size_t lay_out(struct thread *t, char *at, int back) {
   TAKE(t->converted, float, call->dtype ? 2 * FMA_KEYS *dim : 0);
   TAKE(t->maximum, float, width);
   TAKE(t->sum, float, width);
-  TAKE(t->row, float, call->dtype ? dim *width : 0);
+  TAKE(t->row, float, call->dtype || call->level ? dim * width : 0);
   TAKE(t->rows, const float *, width);
   TAKE(t->results, float *, width);
   TAKE(t->shares, float, width);
@@ -155,6 +167,8 @@ static int open_thread(struct thread *t, const struct fma_call *call,
 static const char *rows_at(const struct fma_call *call,
                            const struct fma_rows *rows, int64_t image,
                            int64_t head) {
+  if (!rows->data)
+    return NULL;
   return (const char *)rows->data +
          (image * rows->stride[0] + head * rows->stride[3]) *
              (int64_t)item_size(call);
@@ -226,6 +240,14 @@ static void hash_keys(struct thread *t) {
   }
 }
 
+/* Whether a sub-cell that asks holds no real token: it may be NaN, and asks
+ * with 0. */
+static int is_absent(const struct fma_call *call, int64_t image,
+                     int64_t index) {
+  return call->level &&
+         call->log_mass[image * call->log_mass_stride + index] == -INFINITY;
+}
+
 /* Some queries of the tile, from `first`: all that forward and backward have
  * in common. `raw` is scratch for one row. */
 static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
@@ -271,11 +293,14 @@ static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
   for (int64_t i = 0; i < count; i++) {
     const char *from =
         base + t->tile.offset[first + i] * (int64_t)item_size(call);
-    t->rows[i] = (const float *)from;
-    if (call->dtype != FMA_FLOAT32) {
-      fma_to_float((int)call->dtype, from, dim, t->row + i * dim);
-      t->rows[i] = t->row + i * dim;
-    }
+    float *copy = t->row ? t->row + i * dim : NULL;
+    t->rows[i] = copy;
+    if (is_absent(call, image, t->tile.index[first + i]))
+      memset(copy, 0, dim * sizeof *copy);
+    else if (call->dtype == FMA_FLOAT32)
+      t->rows[i] = (const float *)from;
+    else
+      fma_to_float((int)call->dtype, from, dim, copy);
   }
   fma_to_columns(t->rows, count, dim, call->scale * FMA_LOG2E, width,
                  t->query);
@@ -416,7 +441,7 @@ int fma_forward(const struct fma_call *call) {
   /* Neighbours share keys: some tiles in a row, but work for every thread. */
   pass.chunk = max(min(tiles * call->batch / (16 * call->threads), 16), 1);
   pass.work.count = (tiles + pass.chunk - 1) / pass.chunk * call->batch;
-  fma_parallel(min(call->threads, pass.work.count), forward_body, &pass);
+  fma_parallel(call->threads, pass.work.count, forward_body, &pass);
   return pass.failed ? FMA_NO_MEMORY : FMA_OK;
 }
 
@@ -481,10 +506,10 @@ static void store_grads(struct thread *t, const struct fma_job *job,
   const struct fma_call *call = t->call;
   int64_t dim = call->dim, width = job->width, rows = row_count(call);
   for (int64_t i = 0; i < job->queries; i++) {
-    int64_t at =
-        (image * rows + t->tile.index[first + i]) * call->heads + head;
+    int64_t index = t->tile.index[first + i];
+    int64_t at = (image * rows + index) * call->heads + head;
     t->results[i] = call->grad_query + at * dim;
-    t->shares[i] = call->scale;
+    t->shares[i] = is_absent(call, image, index) ? 0 : call->scale;
     if (!call->has_parents)
       continue;
     int64_t up = (image * call->parent_total + t->tile.parent[first + i]) *
@@ -696,12 +721,12 @@ int fma_backward(const struct fma_call *call) {
     pass.work.next = 0;
     pass.work.count = (bands.count + 1 - pass.parity) / 2 * owners;
     if (pass.work.count)
-      fma_parallel(min(call->threads, pass.work.count), backward_body, &pass);
+      fma_parallel(call->threads, pass.work.count, backward_body, &pass);
   }
   if (bands.sums && !pass.failed) {
     pass.work.next = 0;
     pass.work.count = owners;
-    fma_parallel(min(call->threads, owners), reduce_body, &pass);
+    fma_parallel(call->threads, owners, reduce_body, &pass);
   }
   if (bands.near && !pass.failed)
     add_tables(call, bands.near, bands.count, call->near_entries,

@@ -2,7 +2,7 @@
 import ctypes
 import os
 from functools import lru_cache
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -28,13 +28,39 @@ class Rows(ctypes.Structure):
         """Of ``[B, *grid, heads, head_dim]`` or ``[B, M, heads, head_dim]``,
         the last axis contiguous."""
         batch, *grid, head, _ = x.stride()
-        return cls(x.data_ptr(), (batch, *grid, *(0, ) * (2 - len(grid)),
-                                  head))
+        return cls(x.data_ptr(),
+                   (batch, *grid, *(0, ) * (2 - len(grid)), head))
 
 
 def unit_rows(x: Tensor) -> Tensor:
     """The same numbers with a contiguous last axis, mostly without a copy."""
+    if x.data_ptr() % x.element_size():  # of a buffer of something else
+        return x.clone()
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def checked(name: str,
+            x: Tensor,
+            shape: Sequence[int],
+            dtype: Optional[torch.dtype] = None) -> Tensor:
+    """The tensor, if it is what C expects: a core op may be called directly.
+
+    Args:
+        dtype: None for any floating one, where it will be converted.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    if x.device.type != 'cpu' or x.layout != torch.strided:
+        raise ValueError(f'{name} must be a strided tensor on the CPU, got '
+                         f'{x.layout} on {x.device}')
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f'{name} must have shape {tuple(shape)}, got '
+                         f'{tuple(x.shape)}')
+    if x.dtype != dtype and (dtype or not x.is_floating_point()):
+        raise TypeError(f'{name} must be {dtype or "floating point"}, got '
+                        f'{x.dtype}')
+    return x
 
 
 class Call(ctypes.Structure):
@@ -49,9 +75,8 @@ class Call(ctypes.Structure):
         ('level_start', _int64 * _MAX_LEVELS),
         *((name, _int64) for name in ('level', 'has_parents', 'top')),
         ('scale', ctypes.c_float),
-        *((name, Rows)
-          for name in ('query', 'key', 'value', 'query_summaries',
-                       'key_summaries', 'value_summaries')),
+        *((name, Rows) for name in ('query', 'key', 'value', 'query_summaries',
+                                    'key_summaries', 'value_summaries')),
         ('mask', _pointer),
         ('log_mass', _pointer),
         ('log_mass_stride', _int64),
@@ -78,9 +103,8 @@ class Call(ctypes.Structure):
 class Pooling(ctypes.Structure):
     """``struct fma_pooling``."""
     _fields_ = [
-        *((name, _int64)
-          for name in ('batch', 'heads', 'dim', 'dtype', 'threads', 'levels',
-                       'total', 'add')),
+        *((name, _int64) for name in ('batch', 'heads', 'dim', 'dtype',
+                                      'threads', 'levels', 'total', 'add')),
         *((name, _int64 * 2) for name in ('grid', 'cell', 'rank')),
         ('level_grid', _int64 * 2 * _MAX_LEVELS),
         ('level_start', _int64 * _MAX_LEVELS),
@@ -109,6 +133,9 @@ def _levels(hierarchy: Hierarchy) -> Tuple[ctypes.Array, ctypes.Array]:
 def fill_geometry(call: ctypes.Structure, query: Tensor,
                   hierarchy: Hierarchy) -> None:
     """Sizes, levels, dtype and threads; ``query`` has heads and channels."""
+    if query.dtype not in _DTYPES:
+        raise TypeError('the native kernels take '
+                        f'{[str(x) for x in _DTYPES]}, got {query.dtype}')
     sides = (hierarchy.ndim * (hierarchy.cell_size, ),
              hierarchy.ndim * (hierarchy.rank, ))
     call.batch, call.heads, call.dim = (query.shape[0], query.shape[-2],
@@ -129,9 +156,13 @@ def _log_mass_of_grid(hierarchy: Hierarchy, use_mass: bool) -> Tensor:
 
 
 def _log_mass(mass: Tensor, use_mass: bool) -> Tensor:
-    """float32 log2 of masses; -inf where there is none."""
-    bias = mass.to(torch.float32).log2()
-    return bias if use_mass else bias.clamp(max=0)
+    """float32 log2 of int64 masses; -inf where there is none."""
+    mass = mass.contiguous() if use_mass else mass.clamp(max=1)
+    bias = torch.empty(mass.shape, dtype=torch.float32)
+    library().fma_log2(
+        _int64(mass.numel()), _pointer(mass.data_ptr()),
+        _pointer(bias.data_ptr()))
+    return bias
 
 
 def log_mass(hierarchy: Hierarchy, key_mask: Optional[Tensor],
@@ -195,6 +226,10 @@ def new_call(query: Tensor, hierarchy: Hierarchy, scale: float) -> Call:
 
 def set_dropout(call: Call, dropout_p: float, seed: Optional[Tensor]) -> None:
     if dropout_p:
+        if not 0 < dropout_p < 1:
+            raise ValueError(f'dropout_p must be in [0, 1), got {dropout_p}')
+        if seed is None:
+            raise ValueError('seed must be given where dropout_p > 0')
         call.dropout = 1
         call.seed = int(seed) & (2**64 - 1)
         call.threshold = int(dropout_p * 2.0**32)

@@ -1,4 +1,5 @@
 /* Small things that several files need: conversions, hash, versions. */
+#include <math.h>
 #include <string.h>
 
 #include "fma.h"
@@ -14,6 +15,12 @@ int fma_best_isa(void) {
     return FMA_AVX2;
 #endif
   return FMA_PORTABLE;
+}
+
+/* Not PyTorch's, which waits for its threads in a forked child. */
+void fma_log2(int64_t count, const int64_t *mass, float *to) {
+  for (int64_t i = 0; i < count; i++)
+    to[i] = mass[i] ? log2f((float)mass[i]) : -INFINITY;
 }
 
 /* The public-domain 32-bit finaliser of MurmurHash3, as in dropout.py. */

@@ -193,14 +193,21 @@ struct fma_work {
   int64_t count, next;
 };
 int64_t fma_take(struct fma_work *work);
-/* Runs `body` on up to `threads` threads at once, this one included. */
-void fma_parallel(int64_t threads, void (*body)(void *), void *context);
+/* Runs `body` on up to `threads` threads at once, this one included; alone
+ * where there are fewer than two pieces of work. */
+void fma_parallel(int64_t threads, int64_t pieces, void (*body)(void *),
+                  void *context);
 
 /* ----------------------------------------------------------- entry points */
 FMA_EXPORT int fma_abi(void);
 FMA_EXPORT int fma_best_isa(void);
+/* Said in a forked child: no thread but the caller's is left. */
+FMA_EXPORT void fma_forked(void);
 FMA_EXPORT int fma_forward(const struct fma_call *call);
 FMA_EXPORT int fma_backward(const struct fma_call *call);
+
+/* Logarithms of masses; -inf of 0. */
+FMA_EXPORT void fma_log2(int64_t count, const int64_t *mass, float *to);
 
 /* Averages; `scale` is 1 / mass, [B or 1, M]. */
 struct fma_pooling {

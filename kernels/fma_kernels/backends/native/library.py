@@ -32,6 +32,19 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+# Whether this process was forked after this module was imported: the threads
+# that PyTorch believes to have are then not there.
+_forked = False
+
+
+def _remember_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_remember_fork)
+
 # What fma_abi() returns: raised whenever a signature changes.
 ABI = 1
 
@@ -85,6 +98,8 @@ def _load(path: Path) -> ctypes.CDLL:
     abi = found.fma_abi() if hasattr(found, 'fma_abi') else None
     if abi != ABI:
         raise OSError(f'{path} has interface {abi} instead of {ABI}')
+    if _forked:
+        found.fma_forked()
     return found
 
 

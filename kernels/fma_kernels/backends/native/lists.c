@@ -251,7 +251,9 @@ static void add_union(const struct fma_call *call, const float *log_mass,
 
 void fma_make_list(const struct fma_call *call, int64_t image, int64_t row,
                    int64_t column, struct fma_list *list) {
-  const float *log_mass = call->log_mass + image * call->log_mass_stride;
+  const float *log_mass = call->log_mass;
+  if (log_mass)
+    log_mass += image * call->log_mass_stride;
   list->count = 0;
   if (call->level)
     add_union(call, log_mass, row, column, list);

@@ -64,7 +64,7 @@ static void run(const struct fma_pooling *call, int64_t level, int64_t rows,
   int64_t chunk = 16384 / (cost ? cost : 1) + 1;
   int64_t pieces = (rows + chunk - 1) / chunk;
   struct pass pass = {call, {.count = pieces}, level, rows, chunk, row};
-  fma_parallel(min(call->threads, pieces), body, &pass);
+  fma_parallel(call->threads, pieces, body, &pass);
 }
 
 /* -------------------------------------------------------------- averages */

@@ -54,7 +54,7 @@ INLINE vec power(vec x) {
   p = p * f + 0.24022242426872253f;
   p = p * f + 0.6931470036506653f;
   p = p * f + 1.0f;
-  return not_below(x, -126.0f, (vec)((ivec)p + ((ivec)rounded << 23)));
+  return not_below(x, -126.0f, (vec)((uvec)p + ((uvec)rounded << 23)));
 }
 
 /* scores[key][query] = sum_c left[c][query] * rows[key][c] + bias[key] */

@@ -1,12 +1,10 @@
-"""The blocked backend against the oracle: outputs, lse, all gradients."""
+"""Backends of the CPU against the oracle: outputs, lse, all gradients."""
 from dataclasses import replace
-from functools import partial
 from math import prod
 
 import pytest
 import torch
-from compare import compare as compare_backend
-from compare import op, run
+from compare import CPU_BACKENDS, compare, op, place, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,56 +15,60 @@ from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
 from fma_vision.utils.timing import peak_memory
 
-compare = partial(compare_backend, 'torch')
-
 SHAPES_1D = [(1, ), (2, ), (7, ), (16, ), (33, ), (70, )]
 SHAPES_2D = [(1, 1), (1, 19), (19, 1), (3, 2), (8, 8), (13, 21), (17, 16)]
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('cell_size, rank', [(1, 1), (2, 1), (2, 2), (3, 3),
                                              (4, 1), (4, 4), (8, 2)])
 @pytest.mark.parametrize('shape', SHAPES_1D + SHAPES_2D, ids=str)
-def test_shapes_cells_ranks(shape, cell_size, rank) -> None:
-    compare(shape, cell_size, rank=rank)
+def test_shapes_cells_ranks(shape, cell_size, rank, backend) -> None:
+    compare(backend, shape, cell_size, rank=rank)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('levels', [None, 0, 1, 2, 6])
 @pytest.mark.parametrize('cell_size', [1, 2, 4])
 @pytest.mark.parametrize('shape', [(41, ), (2, ), (11, 18), (1, 30)], ids=str)
-def test_levels(shape, cell_size, levels) -> None:
-    compare(shape, cell_size, levels)
+def test_levels(shape, cell_size, levels, backend) -> None:
+    compare(backend, shape, cell_size, levels)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('levels', [None, 0, 1, 6])
 @pytest.mark.parametrize('cell_size, rank', [(1, 1), (2, 2), (3, 1), (8, 4),
                                              (16, 1), (20, 2)])
 @pytest.mark.parametrize('size', [1, 5, 32, 67])
-def test_causal(size, cell_size, rank, levels) -> None:
-    compare((size, ), cell_size, levels, rank, causal=True)
+def test_causal(size, cell_size, rank, levels, backend) -> None:
+    compare(backend, (size, ), cell_size, levels, rank, causal=True)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize(
     'geometry', [((37, ), 2, None, 2), ((37, ), 16, None, 1),
                  ((9, 14), 2, None, 1), ((13, 9), 4, None, 2),
                  ((15, 16), 2, 1, 2), ((6, 7), 2, 0, 1)],
     ids=str)
-def test_given_summaries(geometry, masked) -> None:
+def test_given_summaries(geometry, masked, backend) -> None:
     shape = geometry[0]
     mask = random_mask(shape, 2, real=0.4) if masked else None
-    compare(*geometry, batch=2, mask=mask, summaries=True)
+    compare(backend, *geometry, batch=2, mask=mask, summaries=True)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('given', ['key_summaries', 'value_summaries'])
-def test_only_one_kind_of_summaries_given(given) -> None:
+def test_only_one_kind_of_summaries_given(given, backend) -> None:
     h = Hierarchy((12, 13), 2)
-    qkv = random_qkv(h.shape)
-    options = {given: random_summaries(h), 'cell_size': 2}
+    qkv = random_qkv(h.shape, **place(backend))
+    options = {given: random_summaries(h, **place(backend)), 'cell_size': 2}
     assert_close(
-        fma2d(*qkv, backend='torch', **options),
+        fma2d(*qkv, backend=backend, **options),
         fma2d(*qkv, backend='naive', **options))
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize(
     'options', [
         dict(mass=False),
@@ -77,24 +79,26 @@ def test_only_one_kind_of_summaries_given(given) -> None:
     ],
     ids=str)
 @pytest.mark.parametrize('shape', [(50, ), (14, 11)], ids=str)
-def test_mass_and_scale(shape, options) -> None:
+def test_mass_and_scale(shape, options, backend) -> None:
     if options.get('causal') and len(shape) == 2:
         options = dict(mass=False, scale=1.5)
-    compare(shape, 2, rank=2, **options)
+    compare(backend, shape, 2, rank=2, **options)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('real', [0.05, 0.5, 0.95])
 @pytest.mark.parametrize(
     'geometry', [((45, ), 2, None, 1), ((45, ), 16, None, 4),
                  ((12, 15), 2, None, 2), ((19, 9), 4, None, 1),
                  ((16, 16), 4, 1, 2), ((7, 5), 2, 0, 1)],
     ids=str)
-def test_masks_with_nan(geometry, real) -> None:
+def test_masks_with_nan(geometry, real, backend) -> None:
     mask = random_mask(geometry[0], 3, real)
     mask[1] = False  # an image of padding only
-    compare(*geometry, batch=3, mask=mask)
+    compare(backend, *geometry, batch=3, mask=mask)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('dtype',
                          [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
@@ -102,27 +106,35 @@ def test_masks_with_nan(geometry, real) -> None:
                  ((14, 13), 2, None, 1), ((18, 11), 4, None, 2),
                  ((6, 7), 2, 0, 1)],
     ids=str)
-def test_dtypes(geometry, dtype) -> None:
+def test_dtypes(geometry, dtype, backend) -> None:
     mask = random_mask(geometry[0], 2)
     compare(
-        *geometry, batch=2, head_dim=8, dtype=dtype, mask=mask, dirty=False)
+        backend,
+        *geometry,
+        batch=2,
+        head_dim=8,
+        dtype=dtype,
+        mask=mask,
+        dirty=False)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('heads, head_dim', [(1, 1), (1, 16), (5, 3)])
-def test_heads_and_dims(heads, head_dim) -> None:
-    compare((11, 12), 2, heads=heads, head_dim=head_dim, batch=2)
+def test_heads_and_dims(heads, head_dim, backend) -> None:
+    compare(backend, (11, 12), 2, heads=heads, head_dim=head_dim, batch=2)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('shape', [(33, ), (9, 13)], ids=str)
-def test_strided_inputs(shape) -> None:
+def test_strided_inputs(shape, backend) -> None:
     # One projection gives all three: [B, *grid, 3, heads, head_dim].
     qkv = torch.randn(
-        2, *shape, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+        2, *shape, 3, 2, 4, dtype=place(backend)['dtype'], requires_grad=True)
     apart = qkv.unbind(-3)
     assert not apart[0].is_contiguous()
-    out = op(shape)(*apart, cell_size=2, backend='torch')
+    out = op(shape)(*apart, cell_size=2, backend=backend)
     dense = [x.detach().contiguous().requires_grad_() for x in apart]
-    expected = op(shape)(*dense, cell_size=2, backend='torch')
+    expected = op(shape)(*dense, cell_size=2, backend=backend)
     assert torch.equal(out, expected)
     slope = torch.randn_like(out)
     grad, = torch.autograd.grad(out, qkv, slope)
@@ -130,6 +142,7 @@ def test_strided_inputs(shape) -> None:
         grad, torch.stack(torch.autograd.grad(expected, dense, slope), -3))
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize(
     'change',
     [
@@ -142,8 +155,8 @@ def test_strided_inputs(shape) -> None:
                                                            ),  # dim outside
     ],
     ids=['batch-inside', 'batch-step', 'columns-first', 'dim-outside'])
-def test_non_contiguous_inputs(change) -> None:
-    qkv = [x.detach() for x in random_qkv((9, 6), batch=2)]
+def test_non_contiguous_inputs(change, backend) -> None:
+    qkv = [x.detach() for x in random_qkv((9, 6), batch=2, **place(backend))]
     strided = [change(x) for x in qkv]
     for x, y in zip(qkv, strided):
         if y.shape[0] == 2 and not torch.equal(x, y):  # the step repeats
@@ -151,17 +164,19 @@ def test_non_contiguous_inputs(change) -> None:
     assert not strided[0].is_contiguous()
     dense = [x.contiguous() for x in strided]
     assert torch.equal(
-        fma2d(*strided, cell_size=2, backend='torch'),
-        fma2d(*dense, cell_size=2, backend='torch'))
+        fma2d(*strided, cell_size=2, backend=backend),
+        fma2d(*dense, cell_size=2, backend=backend))
 
 
-def test_expanded_values_and_gradients() -> None:
-    q, k, _ = random_qkv((12, 9))
-    v = torch.randn(1, 1, 1, 2, 4, dtype=torch.float64, requires_grad=True)
+@CPU_BACKENDS
+def test_expanded_values_and_gradients(backend) -> None:
+    q, k, _ = random_qkv((12, 9), **place(backend))
+    v = torch.randn(
+        1, 1, 1, 2, 4, dtype=place(backend)['dtype'], requires_grad=True)
     results = [
         torch.autograd.grad(
-            fma2d(q, k, v.expand_as(q), cell_size=2, backend=backend).sum(),
-            (q, v)) for backend in ('torch', 'naive')
+            fma2d(q, k, v.expand_as(q), cell_size=2, backend=name).sum(),
+            (q, v)) for name in (backend, 'naive')
     ]
     for a, b in zip(*results):
         assert_close(a, b)
@@ -255,13 +270,14 @@ def test_memory_is_linear(levels, monkeypatch) -> None:
             assert peak_memory(call) < tensors * size + 8 * 4 * (1 << 17)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('shape', [(67, ), (13, 22)], ids=str)
-def test_bit_equal_on_repeat(shape) -> None:
+def test_bit_equal_on_repeat(shape, backend) -> None:
     inputs = list(random_qkv(shape, batch=2, dtype=torch.float32))
     kwargs = dict(cell_size=2, dropout_p=0.1, dropout_seed=5)
-    first = run('torch', inputs, shape, False, **kwargs)
+    first = run(backend, inputs, shape, False, **kwargs)
     for _ in range(3):
-        again = run('torch', inputs, shape, False, **kwargs)
+        again = run(backend, inputs, shape, False, **kwargs)
         assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
@@ -307,38 +323,50 @@ def test_onnx(pool_queries, dynamo, monkeypatch, tmp_path) -> None:
 
 
 # ------------------------------------------------------------------ dropout
+@CPU_BACKENDS
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize(
     'geometry', [((45, ), 2, None, 1), ((45, ), 16, 2, 2),
                  ((13, 14), 2, None, 2), ((18, 11), 4, None, 1),
                  ((12, 13), 4, 1, 2), ((6, 7), 2, 0, 1)],
     ids=str)
-def test_dropout_agrees_with_the_oracle(geometry, masked) -> None:
+def test_dropout_agrees_with_the_oracle(geometry, masked, backend) -> None:
     mask = random_mask(geometry[0], 2, 0.6) if masked else None
     compare(
-        *geometry, batch=2, heads=3, mask=mask, dropout_p=0.4, dropout_seed=11)
+        backend,
+        *geometry,
+        batch=2,
+        heads=3,
+        mask=mask,
+        dropout_p=0.4,
+        dropout_seed=11)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('seed', [-1, 2**40 + 3, 2**63 + 2**33])
-def test_any_integer_is_a_seed(seed) -> None:
-    compare((11, 9), 2, dropout_p=0.5, dropout_seed=seed)
+def test_any_integer_is_a_seed(seed, backend) -> None:
+    compare(backend, (11, 9), 2, dropout_p=0.5, dropout_seed=seed)
 
 
-def test_dropout_with_causal_and_given_summaries() -> None:
-    compare((60, ),
-            4,
-            rank=2,
-            causal=True,
-            summaries=True,
-            dropout_p=0.3,
-            dropout_seed=1)
+@CPU_BACKENDS
+def test_dropout_with_causal_and_given_summaries(backend) -> None:
+    compare(
+        backend, (60, ),
+        4,
+        rank=2,
+        causal=True,
+        summaries=True,
+        dropout_p=0.3,
+        dropout_seed=1)
 
 
-def test_dropout_seeds_and_rates() -> None:
-    q, k, v = (x.detach() for x in random_qkv((12, 12), batch=2))
+@CPU_BACKENDS
+def test_dropout_seeds_and_rates(backend) -> None:
+    q, k, v = (
+        x.detach() for x in random_qkv((12, 12), batch=2, **place(backend)))
 
     def out(**options):
-        return fma2d(q, k, v, cell_size=2, backend='torch', **options)
+        return fma2d(q, k, v, cell_size=2, backend=backend, **options)
 
     plain = out()
     assert torch.equal(out(dropout_p=0.0, dropout_seed=3), plain)
@@ -354,10 +382,13 @@ def test_dropout_seeds_and_rates() -> None:
     assert torch.equal(out(dropout_p=0.5), b)
 
 
+@CPU_BACKENDS
 @pytest.mark.parametrize('p', [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_expectation(p) -> None:
+def test_dropout_keeps_the_expectation(p, backend) -> None:
     # Equal values: the output is the sum of the kept weights / (1 - p).
-    q, k, v = (x.detach() for x in random_qkv((24, 24), heads=4, batch=4))
+    q, k, v = (
+        x.detach()
+        for x in random_qkv((24, 24), heads=4, batch=4, **place(backend)))
     out = fma2d(
         q,
         k,
@@ -365,7 +396,7 @@ def test_dropout_keeps_the_expectation(p) -> None:
         cell_size=2,
         dropout_p=p,
         dropout_seed=0,
-        backend='torch')[..., 0]
+        backend=backend)[..., 0]
     assert (out - 1).abs().max() > 0.05
     # 9216 sums over about 90 keys: their mean strays by far less than 2 %
     # of the largest spread tried here.
@@ -378,9 +409,10 @@ def test_dropout_keeps_the_expectation(p) -> None:
         assert corner.corrcoef()[0, 1].abs() < 0.1
 
 
-def test_lse_is_that_of_the_undropped_weights() -> None:
-    qkv = random_qkv((12, 12))
-    options = dict(cell_size=2, return_lse=True, backend='torch')
+@CPU_BACKENDS
+def test_lse_is_that_of_the_undropped_weights(backend) -> None:
+    qkv = random_qkv((12, 12), **place(backend))
+    options = dict(cell_size=2, return_lse=True, backend=backend)
     assert torch.equal(
         fma2d(*qkv, **options)[1],
         fma2d(*qkv, dropout_p=0.5, **options)[1])
@@ -419,9 +451,10 @@ def test_gradcheck(name) -> None:
     assert torch.autograd.gradcheck(lambda *x: call(*x)[0], (*qkv, *levels))
 
 
-def test_second_derivatives_are_refused() -> None:
-    q, k, v = random_qkv((5, 5), heads=1, head_dim=2)
-    out = fma2d(q, k, v, cell_size=2, backend='torch')
+@CPU_BACKENDS
+def test_second_derivatives_are_refused(backend) -> None:
+    q, k, v = random_qkv((5, 5), heads=1, head_dim=2, **place(backend))
+    out = fma2d(q, k, v, cell_size=2, backend=backend)
     grad, = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match='autograd'):
         torch.autograd.grad(grad.sum(), q)
@@ -450,12 +483,14 @@ def masks(draw, shape, batch):
     return random_mask(shape, batch, real, seed=draw(st.integers(0, 99)))
 
 
+@CPU_BACKENDS
 @CHECKED
 @given(st.data())
-def test_property_1d(data) -> None:
+def test_property_1d(backend, data) -> None:
     geometry = data.draw(geometries(1))
     batch = data.draw(st.integers(1, 2))
     compare(
+        backend,
         *geometry,
         batch=batch,
         heads=data.draw(st.integers(1, 3)),
@@ -466,12 +501,14 @@ def test_property_1d(data) -> None:
         mask=masks(data.draw, geometry[0], batch))
 
 
+@CPU_BACKENDS
 @CHECKED
 @given(st.data())
-def test_property_2d(data) -> None:
+def test_property_2d(backend, data) -> None:
     geometry = data.draw(geometries(2))
     batch = data.draw(st.integers(1, 2))
     compare(
+        backend,
         *geometry,
         batch=batch,
         heads=data.draw(st.integers(1, 3)),

@@ -227,7 +227,7 @@ def request(device='cpu', dtype=torch.float32, **asked) -> Request:
 
 
 def test_what_native_cannot_run(monkeypatch) -> None:
-    monkeypatch.setattr(checks, '_native_reason', lambda: None)
+    monkeypatch.setattr(checks, 'unavailable', lambda: None)
     assert can_run('native', request())
     assert can_run('native', request(near_bias=True, far_bias=True))
     assert can_run('native', request(dtype=torch.bfloat16, pool_queries=True))

@@ -241,7 +241,7 @@ def test_what_native_cannot_run(monkeypatch) -> None:
                          'no far_bias for pool_queries')):
         with pytest.raises(ValueError, match=f'native.* cannot run: .*{word}'):
             can_run('native', request(**asked), raise_error=True)
-    monkeypatch.setattr(checks, '_native_reason', lambda: 'no C compiler')
+    monkeypatch.setattr(checks, 'unavailable', lambda: 'no C compiler')
     lines = explain_backend(torch.zeros(1, 9, 1, 4)).splitlines()
     assert lines[1:] == ['native: no C compiler', 'torch: chosen']
 

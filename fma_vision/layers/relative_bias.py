@@ -34,9 +34,9 @@ class RelativeBias(nn.Module):
     offset stays in the middle), far tables along the sub-cells; missing sets
     are copies of the last.
 
-    Fused kernels do not take the tables: layers that add them run on the
-    backend 'torch', on a GPU too, and with ``pool_queries`` on 'naive', whose
-    memory is quadratic in the tokens.
+    Triton's kernels do not take the tables: layers that add them run on the
+    backend 'torch' on a GPU, and with ``pool_queries`` on 'naive' everywhere,
+    whose memory is quadratic in the tokens.
 
     Args:
         ndim (int): Axes of the token grid, 1 or 2.

@@ -140,7 +140,8 @@ def backward(grad_out: Tensor, grad_lse: Tensor, inputs: Inputs, out: Tensor,
     held.floats(held.tokens[:-1], lse=lse, grad_lse=grad_lse)
     named = inputs._asdict()
     grads = {
-        name: None if named[name] is None else
+        name:
+        None if named[name] is None else
         (_empty if name == 'query' else _zeros)(named[name])
         for name in ('query', 'key', 'value', 'key_summaries',
                      'value_summaries', 'near_bias', 'far_bias')

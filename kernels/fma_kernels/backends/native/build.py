@@ -94,7 +94,8 @@ def build(target: Path) -> None:
     command = compiler()
     result = _run([
         *command, *flags(), f'-DFMA_KEY="{key()}"', '-o',
-        str(target), *map(str, sources()), *([] if WINDOWS else ['-lm', '-ldl'])
+        str(target), *map(str, sources()),
+        *([] if WINDOWS else ['-lm', '-ldl'])
     ])
     if result.returncode == 0 and target.exists():
         return

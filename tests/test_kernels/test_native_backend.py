@@ -591,3 +591,13 @@ def test_program_on_arm(tmp_path) -> None:
                             capture_output=True,
                             text=True)
     assert result.returncode == 0, result.stdout
+
+
+def test_bias_entries_far_from_the_origin() -> None:
+    """Rows times the width of the table exceed 31 bits."""
+    size, m = 560000, 1000
+    query = torch.randn(1, size, 1, 1, 1)
+    table = torch.zeros(1, (4 * m - 1)**2)
+    options = dict(cell_size=m, backend='native')
+    out = fma2d(query, query, query, near_bias=table, **options)
+    assert torch.equal(out, fma2d(query, query, query, **options))

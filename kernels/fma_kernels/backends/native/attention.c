@@ -321,8 +321,9 @@ static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
   if (call->near_bias) {
     int64_t pitch = call->ndim == 1 ? 1 : 4 * call->cell[0] - 1;
     for (int64_t i = 0; i < count; i++)
-      t->lane_entry[i] = (int32_t)(t->tile.row[first + i] * pitch +
-                                   t->tile.column[first + i]);
+      t->lane_entry[i] =
+          (int32_t)((t->tile.row[first + i] - t->tile.row[0]) * pitch +
+                    t->tile.column[first + i] - t->tile.column[0]);
     job->near_bias = call->near_bias + head * call->near_entries;
     job->lane_entry = t->lane_entry;
   }

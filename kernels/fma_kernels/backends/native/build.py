@@ -39,8 +39,22 @@ def sources() -> List[Path]:
     return sorted(FOLDER.glob('*.c'))
 
 
+def _split(variable: str) -> List[str]:
+    """The words of an environment variable.
+
+    Raises:
+        BuildError: if a quote has no end.
+    """
+    text = os.environ.get(variable, '')
+    try:
+        return shlex.split(text, posix=not WINDOWS)
+    except ValueError as error:
+        raise BuildError(f'{variable}={text} cannot be read ({error}): '
+                         'correct it or unset it') from None
+
+
 def flags() -> List[str]:
-    return FLAGS + shlex.split(os.environ.get('FMA_KERNELS_CFLAGS', ''))
+    return FLAGS + _split('FMA_KERNELS_CFLAGS')
 
 
 def compiler() -> List[str]:
@@ -51,7 +65,7 @@ def compiler() -> List[str]:
     """
     named = os.environ.get('CC')
     if named:
-        command, *arguments = shlex.split(named, posix=not WINDOWS)
+        command, *arguments = _split('CC') or ['']
         path = shutil.which(command)
         if path is None:
             raise BuildError(f'the C compiler that CC={named} names is not '

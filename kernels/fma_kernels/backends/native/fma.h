@@ -105,7 +105,7 @@ struct fma_list {
   int64_t *key, *value;  /* offsets of head 0, in elements */
   int64_t *index;        /* token or packed summary */
   float *bias;           /* log2(mass), 0 for tokens */
-  int32_t *entry;        /* in a bias table; for tokens, of query (0, 0) */
+  int32_t *entry;        /* in a bias table; of the tile's first query */
   int32_t *row, *column; /* of a summary's cell, where a level asks */
 };
 

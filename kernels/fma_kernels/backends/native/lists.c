@@ -231,7 +231,8 @@ static void add_near(const struct fma_call *call, const uint8_t *mask,
       list->key[at] = key + x * call->key.stride[2];
       list->value[at] = value + x * call->value.stride[2];
       list->bias[at] = 0;
-      list->entry[at] = (int32_t)(y * pitch + x + centre);
+      list->entry[at] = (int32_t)((y - row * cell[0]) * pitch + x -
+                                  column * cell[1] + centre);
       at++;
     }
   }

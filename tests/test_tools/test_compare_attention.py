@@ -309,14 +309,14 @@ def test_low_precision(quick):
 
 # ------------------------------------------------------------------ limits
 def test_memory_limit(quick, capsys):
-    found = quick('--shapes', '12x12', '40x40', '--memory-limit', '0.0005',
+    found = quick('--shapes', '12x12', '40x40', '--memory-limit', '0.0001',
                   '--layers', 'FullAttention', 'FMA')
     small, large = found['rows'][:2], found['rows'][2:]
     assert {row['status'] for row in small} == {'measured'}
     for row in large:
         assert row['status'] == 'skipped' and 'seconds' not in row
         assert row['reason'].startswith('would need ')
-        assert row['reason'].endswith(' of 0.512 MiB')
+        assert row['reason'].endswith(' of 0.102 MiB')
         assert row['parameters'] > 0 and row['macs'] > 0
     assert 'skipped: would need' in capsys.readouterr().out
 
@@ -639,7 +639,7 @@ def test_tables_say_what_was_skipped(quick, trained, load_script, monkeypatch,
                                      tmp_path):
     tables = load_script('benchmarks/tables.py')
     monkeypatch.setattr(tables, 'RESULTS', tmp_path)
-    quick('--shapes', '12x12', '40x40', '--memory-limit', '0.0005', '--layers',
+    quick('--shapes', '12x12', '40x40', '--memory-limit', '0.0001', '--layers',
           'FullAttention', 'FMA')
     assert 'would need' in tables.TABLES['attention layers']()
     details = tables.TABLES['attention layers, details']()

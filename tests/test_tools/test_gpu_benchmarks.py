@@ -84,7 +84,8 @@ def test_parts_run_and_record(gpu, module, tmp_path, capsys, load_script,
     assert all(max(r['errors'].values()) < 0.02 for r in rows)
     assert largest['first_seconds'] > 0
     backends = found['check']['setting']['backends']
-    assert all('torch: chosen' in backends[x] for x in ('bfloat16', 'float64'))
+    assert 'torch: chosen' in backends['float64']
+    assert 'chosen' in backends['bfloat16']
     assert [r['cell_size'] for r in found['op2d']['rows']] == [4, 2]
     for row in found['op2d']['rows'] + found['op1d']['rows']:
         geometry = Hierarchy(

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from fma_kernels import Hierarchy
+from fma_kernels.backends.native import stream as native
+from fma_kernels.backends.native.library import unavailable
 from fma_vision.models import FMALanguageModel
-from fma_vision.models.lm import LMState, sample
+from fma_vision.models.lm import LMState, multipole_stream, sample
 from fma_vision.models.lm.multipole_state import held_cells
 
 SMALL = dict(
@@ -132,6 +134,64 @@ def test_float32_stays_at_rounding():
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     logits, _ = model.prefill(tokens, chunk_size=64, return_all=True)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+@pytest.mark.parametrize('isa', ['portable', 'avx2', 'avx512'])
+@pytest.mark.parametrize('name', [
+    name for name, kwargs in FORMS.items()
+    if 'Attention' not in str(kwargs) and kwargs.get('num_levels') != 0
+])
+def test_native_call_equals_the_parallel_form(name, isa, monkeypatch):
+    """Steps and chunks, rows of different lengths, from C in float32."""
+    monkeypatch.setenv('FMA_KERNELS_ISA', isa)
+    model = _model(**FORMS[name])
+    tokens, more = _tokens(3, LENGTH), _tokens(3, 30)
+    lengths = [LENGTH, 77, 1]
+    expected = model(tokens)
+    longer = [
+        model(torch.cat([tokens[row, :n], more[row]])[None])[0]
+        for row, n in enumerate(lengths)
+    ]
+    model, calls = model.float(), []
+
+    def counted(*args):
+        calls.append(args)
+        return attend(*args)
+
+    attend = native.attend
+    monkeypatch.setattr(native, 'attend', counted)
+    try:
+        model.prefill(tokens[:, :3])
+    except ValueError as error:
+        pytest.skip(str(error))  # not on this processor
+    for size in (4096, 37):
+        logits, state = model.prefill(
+            tokens, lengths=lengths, chunk_size=size, return_all=True)
+        after, _ = _steps(model, more, state)
+        for row, length in enumerate(lengths):
+            for found, wanted in ((logits[row, :length],
+                                   expected[row, :length]),
+                                  (after[row], longer[row][-30:])):
+                torch.testing.assert_close(
+                    found.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert len(calls) > 60
+
+
+def test_native_call_refuses_another_state():
+    """Before C reads beyond it."""
+    model = _model().float()
+    _, state = model.prefill(_tokens(1, 70))
+    stream = multipole_stream.MultipoleStream(model.blocks[0].attn)
+    layer, geometry = state.layers[0], stream.geometry
+    qkv, ones = torch.zeros(1, 1, 3, 2, 8), torch.ones(1, dtype=torch.int64)
+    for name in ('near', 'far', 'sums'):
+        x = getattr(layer, name)
+        for wrong, kind in ((x[..., :4], ValueError), (x[:, :0], ValueError),
+                            (x.double(), TypeError)):
+            with pytest.raises(kind, match=f'{name} must'):
+                native.attend(qkv, ones, ones, layer._replace(**{name: wrong}),
+                              geometry)
 
 
 def test_half_precision_state_stays_close():

@@ -12,7 +12,8 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 
 from fma_kernels import Hierarchy, auto_num_levels, fma1d, merge, pooling
-from fma_kernels.backends.native import stream as native
+from fma_kernels.backends import native
+from fma_kernels.backends.native import stream
 
 from ...layers import FMAttention1D, rotary_table, rotate
 from .chunk import Chunk, grown
@@ -167,15 +168,15 @@ class MultipoleStream:
                                                      *name[1:])
         if own is not None:
             keys, values = own.packed
-            packed = native.Own(
+            packed = stream.Own(
                 self._turn_own(keys, own, chunk), values.contiguous(),
                 own.tree.level_starts)
         taps = self._native_taps() if own is None else None
-        out, near, sums = native.attend(qkv, chunk.begin, chunk.count, state,
+        out, near, sums = stream.attend(qkv, chunk.begin, chunk.count, state,
                                         geometry, angles, packed, taps)
         return out, near, None if taps is None else sums
 
-    def _native_taps(self) -> Optional[native.Taps]:
+    def _native_taps(self) -> Optional[stream.Taps]:
         """Weights of the sums, by form and level; None for matrices."""
         if not self.forms[0].learned:
             return (), ()

@@ -227,6 +227,16 @@ struct fma_pooling {
 FMA_EXPORT int fma_pool(const struct fma_pooling *call);
 FMA_EXPORT int fma_pool_backward(const struct fma_pooling *call);
 
+/* Sums over the cells of one level, channel by channel. */
+struct fma_weighing {
+  int64_t batch, heads, dim, threads, parts;
+  int64_t grid[2], cells[2], width[2];
+  struct fma_rows tokens; /* float32 */
+  const float *taps;      /* [parts, width0 * width1, dim] */
+  float *out;             /* [B, cells0, cells1, parts, heads, dim] */
+};
+FMA_EXPORT int fma_weigh(const struct fma_weighing *call);
+
 /* Causal attention of the next tokens of texts; see stream.c. Rows hold all
  * heads, [heads, dim] float32, and everything is contiguous. Angles are
  * cosines and sines, [2, dim / 2], or null where nothing is turned. */

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .call import checked, chosen_isa, run
-from .library import unavailable
 
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 _MAX_LEVELS = 32
@@ -50,12 +49,6 @@ class Own(NamedTuple):
 
 
 Taps = Sequence[Sequence[Optional[Tensor]]]
-
-
-def usable(x: Tensor) -> bool:
-    """Whether C takes tensors like this one."""
-    return (x.device.type == 'cpu' and x.dtype == torch.float32
-            and unavailable() is None)
 
 
 def attend(qkv: Tensor,

@@ -47,6 +47,7 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'shipped weights': of(backbones.shipped),
     'small classification': of(backbones.classification),
     'language model streaming': of(language.streaming),
+    'language model precision': of(language.precisions),
     'language model': of(language.language_models),
     'ListOps': of(language.list_ops),
     'shipped language model': of(language.shipped_language_model),

@@ -123,7 +123,7 @@ class Subject:
         self.cfg: Config = load_model_config(name, args.cfg_options)
         if is_language_model(self.cfg):
             raise UserError(f'{name} is of a language model: '
-                            'tools/analysis_tools/benchmark_lm.py times those')
+                            'benchmarks/language_model.py times those')
         self.channels = input_channels(self.cfg)
         torch.manual_seed(args.seed)
         model = build_model(self.cfg)

@@ -305,6 +305,31 @@ def test_state_is_saved_branched_and_joined(name):
             LMState.from_state_dict(wrong)
 
 
+def test_texts_that_go_on_from_one_cache_do_not_mix():
+    """Keys are written behind those of the state, once."""
+    model = _model(**FORMS['full'])
+    tokens, first, second = _tokens(2, 20), _tokens(2, 30), _tokens(2, 30)
+    _, state = model.prefill(tokens)
+    before = state.layers[0].tokens.clone()
+    texts = [torch.cat([tokens, more], 1) for more in (first, second)]
+    wanted = [model(text)[:, 20:] for text in texts]
+    branches = [[state, []], [state, []]]
+    copies = 0
+    for a, b in zip(first.unbind(1), second.unbind(1)):
+        for branch, token in zip(branches, (a, b)):
+            old = branch[0].layers[0].tokens.data_ptr()
+            logits, branch[0] = model.step(token, branch[0])
+            branch[1].append(logits)
+            copies += branch[0].layers[0].tokens.data_ptr() != old
+    for branch, logits in zip(branches, wanted):
+        torch.testing.assert_close(torch.stack(branch[1], 1), logits)
+    assert torch.equal(state.layers[0].tokens, before)
+    assert copies <= 6  # of 60: where texts part, and as they grow
+    file = io.BytesIO()
+    torch.save(branches[0][0].state_dict(), file)
+    assert file.tell() < branches[0][0].nbytes + 4000
+
+
 def test_states_of_two_kinds_do_not_join():
     models = _model(), _model(attn=dict(type='FullAttention1D'))
     states = [model.prefill(_tokens(1, 9))[1] for model in models]

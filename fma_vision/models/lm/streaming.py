@@ -102,11 +102,16 @@ class LMState:
     def state_dict(self) -> Dict[str, Any]:
         """Plain types and tensors, for ``torch.save``."""
         names = {cls: name for name, cls in _KINDS.items()}
+        # Contiguous: of a view, all of the memory would be saved.
         return dict(
             lengths=list(self.lengths),
             layers=[
-                dict(kind=names[type(layer)], **layer._asdict())
-                for layer in self.layers
+                dict(
+                    {
+                        name: x.contiguous()
+                        for name, x in layer._asdict().items()
+                    },
+                    kind=names[type(layer)]) for layer in self.layers
             ])
 
     @staticmethod

@@ -6,6 +6,8 @@ import torch
 import torch.nn as nn
 from timm.layers import resample_abs_pos_embed_nhwc, trunc_normal_
 
+from .depthwise import DepthwiseConv2d
+
 
 def check_rotary(head_dim: int, base: float, ndim: int = 1) -> None:
     """Check what :func:`rotate` needs to know beforehand.
@@ -130,19 +132,6 @@ def angle_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == 'mps' else torch.float64
 
 
-class _DepthwiseConv2d(nn.Conv2d):
-    """Depthwise convolution whose weight gradient has the usual strides.
-
-    For channels-last input the gradient of ``[C, 1, k, k]`` comes with other
-    (equivalent) strides, about which DDP warns; two views restore them.
-    """
-
-    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor,
-                      bias: Optional[torch.Tensor]) -> torch.Tensor:
-        return super()._conv_forward(x,
-                                     weight.flatten(1).view_as(weight), bias)
-
-
 class ConditionalPosition(nn.Module):
     """Position from a residual depthwise convolution (arXiv 2102.10882).
 
@@ -159,8 +148,7 @@ class ConditionalPosition(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError('kernel_size must be odd and positive, got '
                              f'{kernel_size}')
-        self.conv = _DepthwiseConv2d(
-            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.conv = DepthwiseConv2d(dim, kernel_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, H, W, dim]`` to the same shape."""

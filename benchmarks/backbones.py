@@ -371,7 +371,6 @@ def shares_of(run: Call) -> Dict[str, float]:
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it talks
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as record:
         run()
-        run()
     found = dict.fromkeys((*KINDS, 'other'), 0.)
     for event in record.events():
         found[kind(event)] += event.self_cpu_time_total

@@ -43,6 +43,8 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'op 1D, CPU': of(operation.op_1d),
     'linear variant, CPU': of(operation.linear),
     'backbones': of(backbones.backbones),
+    'backbones, details': of(backbones.details),
+    'backbones, profile': of(backbones.profile),
     'backbones, GPU': of(backbones.backbones_gpu),
     'shipped weights': of(backbones.shipped),
     'small classification': of(backbones.classification),

@@ -35,10 +35,6 @@ def where_run(environment: dict) -> str:
     return f'{name}, {place}' if name else place
 
 
-def milliseconds(summary: dict) -> str:
-    return f'{summary["median"] * 1e3:.0f}'
-
-
 def number(value: Optional[float], unit: str = '') -> str:
     """Three digits, or a dash for what was not measured."""
     if value is None:

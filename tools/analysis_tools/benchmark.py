@@ -8,8 +8,7 @@ mmpretrain's Swin-T, for instance::
     python tools/analysis_tools/benchmark.py \\
         configs/imagenet/fma-tiny_16xb64_in1k-224px.py \\
         mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py \\
-        --part backbone --shape 512 1024 --batch 1 --device cpu \\
-        --out benchmarks/results/backbone_latency_cpu.json
+        --part backbone --shape 512 1024 --batch 1 --device cpu
 
 Weights are random (`--seed`), inputs too. Before anything is timed, outputs
 must be finite, Fast Multipole Attention must agree with its reference on a

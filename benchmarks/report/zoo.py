@@ -96,7 +96,7 @@ def scores(results: Path) -> Dict[str, List[List[Dict[str, Any]]]]:
     """
     found: Dict[str, Dict[str, List[Dict[str, Any]]]] = {}
     for line in read_runs(results / 'experiments.jsonl'):
-        if line['options'] or line['training']:
+        if line['options'] or line['training'] or line.get('base'):
             continue
         named = found.setdefault(line['config'], {})
         if any(seeds[0]['protocol'] != line['protocol']

@@ -1,9 +1,15 @@
 """Tables of the 1D models: streaming, books, ListOps."""
 from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, Optional
 
 from .formats import number, table, where
 from .reading import load
+
+
+def _name(row: Dict[str, Any]) -> str:
+    """The config of a row, and what was merged into it, if anything."""
+    files = (row['config'], *row.get('base', []))
+    return ' + '.join(f'`{Path(file).stem}`' for file in files)
 
 
 def streaming(results: Path) -> Optional[str]:
@@ -61,7 +67,7 @@ def language_models(results: Path) -> Optional[str]:
     if not found:
         return None
     rows = [[
-        f'`{Path(r["config"]).stem}`', f'{r["parameters"] / 1e6:.2f}',
+        _name(r), f'{r["parameters"] / 1e6:.2f}',
         f'{r["iterations"]:,}', f'{r["tokens"] / 1e6:.1f}', f'{r["bpc"]:.3f}',
         f'{r["perplexity"]:.2f}'
     ] for r in found['rows']]
@@ -79,7 +85,7 @@ def list_ops(results: Path) -> Optional[str]:
     if not found:
         return None
     rows = [[
-        f'`{Path(r["config"]).stem}`', f'{r["parameters"] / 1e6:.2f}',
+        _name(r), f'{r["parameters"] / 1e6:.2f}',
         f'{r["iterations"]:,}', f'{r["samples"]:,}',
         str(r['seed']), f'{r["accuracy"]:.1f}'
     ] for r in found['rows']]

@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Dict, List, Optional
 
-from protocol import ATTENTIONS as PREFIXES  # isort: skip
-
 from .experiments import ATTENTIONS, DATASETS, METRICS, PROTOCOLS, read_runs
 from .formats import spread, table
 from .reading import read_object
@@ -20,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Folders of configs whose metafiles and pages are filled from the results.
 FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
 NOT_YET = 'not measured yet'
+# Attention layers that configs are shipped with.
+LAYERS = {'FMAttention2D': 'fma', 'WindowAttention': 'window'}
 
 
 def shipped(results: Path) -> Dict[str, Dict[str, Any]]:
@@ -96,7 +96,7 @@ def scores(results: Path) -> Dict[str, List[List[Dict[str, Any]]]]:
     """
     found: Dict[str, Dict[str, List[Dict[str, Any]]]] = {}
     for line in read_runs(results / 'experiments.jsonl'):
-        if line['options'] or line['training']:
+        if line['options'] or line['training'] or line.get('base'):
             continue
         named = found.setdefault(line['config'], {})
         if any(seeds[0]['protocol'] != line['protocol']
@@ -118,9 +118,7 @@ def _field(entry: str, name: str, default: Optional[str] = None) -> str:
 
 def _attention(entry: str) -> str:
     """The layer of a metafile's model, and what else its twins have not."""
-    kind = _field(entry, '- Name').partition('-nano')[0]
-    title = next(ATTENTIONS[name][1] for name, prefix in PREFIXES.items()
-                 if prefix == kind)
+    title = ATTENTIONS[LAYERS[_field(entry, 'Attention')]][1]
     positions = _field(entry, 'Positions', '')
     length = _field(entry, 'Iterations', '')
     return (title + (f', positions {positions}' if positions else '') +

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -10,8 +11,8 @@ from fma_vision.utils.files import write_json
 
 pytest.importorskip('mmpretrain')
 
-NAMES = ('fma-lra-small_1xb8-1600_listops', 'full-lra-small_1xb8-1600_listops',
-         'fma-linear-lra-small_1xb8-1600_listops')
+NAME = 'fma-lra-small_1xb32-1200_listops-200'
+PARTS = (None, 'full', 'fma_linear')
 
 
 @pytest.fixture
@@ -22,13 +23,16 @@ def collector(load_script):
 def fill_work_dir(folder: Path,
                   repo_root: Path,
                   accuracy: float,
-                  last: int = 1600,
-                  checkpoint: str = 'iter_1600.pth',
+                  last: int = 1200,
+                  checkpoint: str = 'iter_1200.pth',
+                  part: Optional[str] = None,
                   **options: str) -> Path:
     """What a training and its test leave."""
     from fma_vision.engine import load_config
+    bases = [f'configs/_base_/attention/{part}.py'] if part else []
     cfg = load_config(
-        str(repo_root / f'configs/lra/{folder.name}.py'), options)
+        str(repo_root / f'configs/lra/{NAME}.py'), options,
+        [str(repo_root / base) for base in bases])
     data = folder / '1' / 'vis_data'
     data.mkdir(parents=True)
     cfg.dump(str(data / 'config.py'))
@@ -40,7 +44,8 @@ def fill_work_dir(folder: Path,
     return write_json(
         folder / 'test.json',
         dict(
-            config=f'configs/lra/{folder.name}.py',
+            config=f'configs/lra/{NAME}.py',
+            base=bases,
             checkpoint=f'{folder}/{checkpoint}',
             metrics={'accuracy/top1': accuracy},
             environment=collect_environment('cpu', 0)))
@@ -49,8 +54,8 @@ def fill_work_dir(folder: Path,
 def test_rows_and_table(collector, load_script, repo_root, tmp_path,
                         monkeypatch) -> None:
     tests = [
-        fill_work_dir(tmp_path / name, repo_root, 30. + i)
-        for i, name in enumerate(NAMES)
+        fill_work_dir(tmp_path / str(part), repo_root, 30. + i, part=part)
+        for i, part in enumerate(PARTS)
     ]
     out = tmp_path / 'listops.json'
     collector.main([*map(str, tests), '--out', str(out)])
@@ -60,22 +65,24 @@ def test_rows_and_table(collector, load_script, repo_root, tmp_path,
             ] == ['FMAttention1D', 'FullAttention1D', 'FMAttention1D']
     assert [r['pool_queries'] for r in rows] == [False, False, True]
     assert {(r['iterations'], r['samples'], r['seed'])
-            for r in rows} == {(1600, 12800, 0)}
+            for r in rows} == {(1200, 38400, 0)}
     assert rows[0]['parameters'] > rows[1]['parameters'] > 5e5
     assert rows[0]['curve'] == [
-        dict(iterations=1400, accuracy=29.),
-        dict(iterations=1600, accuracy=29.)
+        dict(iterations=1000, accuracy=29.),
+        dict(iterations=1200, accuracy=29.)
     ]
     module = load_script('benchmarks/tables.py')
     monkeypatch.setattr(module, 'RESULTS', tmp_path)
     text = module.TABLES['ListOps']()
-    assert f'| `{NAMES[1]}` | 0.61 | 1,600 | 12,800 | 0 | 31.0 |' in text
+    assert f'| `{NAME}` | 0.62 | 1,200 | 38,400 | 0 | 30.0 |' in text
+    assert (f'| `{NAME}` + `full` | 0.61 | 1,200 | 38,400 | 0 | 31.0 |'
+            in text)
     out.unlink()
     assert module.TABLES['ListOps']() is None
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(last=900), 'stopped at 900 of 1600'),
+    (dict(last=900), 'stopped at 900 of 1200'),
     (dict(checkpoint='best.pth'), 'not of the last iteration'),
     ({
         'test_dataloader.dataset.samples': 9
@@ -83,6 +90,6 @@ def test_rows_and_table(collector, load_script, repo_root, tmp_path,
 ])
 def test_refuses(settings, message, collector, repo_root, tmp_path) -> None:
     from fma_vision.engine import UserError
-    test = fill_work_dir(tmp_path / NAMES[0], repo_root, 30., **settings)
+    test = fill_work_dir(tmp_path / NAME, repo_root, 30., **settings)
     with pytest.raises(UserError, match=message):
         collector.collect(test)

@@ -316,8 +316,9 @@ def test_names_are_stable_and_configs_there(scripts) -> None:
         for place, run in enumerate(runs):
             assert (ROOT / run.config).is_file(), run.config
             assert run.dataset in scripts.protocol.TASKS
-            assert Path(run.config).name.startswith(
-                scripts.protocol.ATTENTIONS[run.attention]) or run.options
+            assert Path(run.config).name.startswith('fma-')
+            assert run.base == scripts.protocol.ATTENTIONS[run.attention]
+            assert run.base is None or (ROOT / run.base).is_file(), run.base
             if run.start:
                 assert f'{run.start}/seed{run.seed}' in keys[:place]
     full = scripts.protocol.full.runs()
@@ -361,8 +362,10 @@ def test_changed_models_build(scripts) -> None:
         if not changes or str(run.options) in seen:
             continue
         seen.add(str(run.options))
-        cfg = load_config(str(ROOT / run.config), parsed(scripts, run.options))
-        plain = load_config(str(ROOT / run.config))
+        bases = [str(ROOT / run.base)] if run.base else []
+        cfg = load_config(
+            str(ROOT / run.config), parsed(scripts, run.options), bases)
+        plain = load_config(str(ROOT / run.config), bases=bases)
         part = 'net' if run.dataset == 'books' else 'backbone'
         assert cfg.model[part] != plain.model[part], run.key
         with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -128,8 +128,8 @@ def benchmark(args: argparse.Namespace) -> Dict[str, Any]:
         size does not fit into memory; the environment.
     """
     select_device(args.device)
-    given = load_config(args.config, args.cfg_options)
-    set_work_dir(given, args.config, args.work_dir)
+    given = load_config(args.config, args.cfg_options, args.base)
+    set_work_dir(given, args.config, args.work_dir, args.base)
     given.load_from = args.checkpoint
     drop_averaging(given)
     rows: List[Dict[str, Any]] = []

@@ -74,6 +74,7 @@ def collect(path: Path) -> Dict[str, Any]:
                         f'iteration, iter_{iterations}.pth')
     return dict(
         config=test['config'],
+        base=test.get('base', []),
         checkpoint=test['checkpoint'],
         attention=type(net.blocks[0].attn).__name__,
         pool_queries=bool(getattr(net.blocks[0].attn, 'pool_queries', False)),
@@ -93,7 +94,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     rows = [collect(path) for path in args.tests]
     for row in rows:
-        print(f'{Path(row["config"]).stem}: {row["parameters"]:,} parameters, '
+        name = ' + '.join(Path(x).stem for x in (row['config'], *row['base']))
+        print(f'{name}: {row["parameters"]:,} parameters, '
               f'{row["samples"]:,} samples, {row["accuracy"]:.2f} %')
     write_json(args.out, dict(rows=rows, environment=rows[0]['environment']))
 

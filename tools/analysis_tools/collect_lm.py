@@ -77,6 +77,7 @@ def collect(path: Path) -> Dict[str, Any]:
     each = tokens_per_iteration(cfg)
     return dict(
         config=test['config'],
+        base=test.get('base', []),
         attention=type(net.blocks[0].attn).__name__,
         parameters=count_parameters(net),
         iterations=iterations,
@@ -92,6 +93,11 @@ def collect(path: Path) -> Dict[str, Any]:
         environment=test['environment'])
 
 
+def name_of(row: Dict[str, Any]) -> str:
+    """The config of a row, and what was merged into it."""
+    return ' + '.join(Path(x).stem for x in (row['config'], *row['base']))
+
+
 def draw(rows: List[Dict[str, Any]], path: Path) -> None:
     """Validation bits per character over what was read.
 
@@ -104,7 +110,7 @@ def draw(rows: List[Dict[str, Any]], path: Path) -> None:
         axis.plot([point['tokens'] / 1e6 for point in row['curve']],
                   [point['bpc'] for point in row['curve']],
                   marker='.',
-                  label=f'{Path(row["config"]).stem}: {row["bpc"]:.3f}')
+                  label=f'{name_of(row)}: {row["bpc"]:.3f}')
     axis.set_xlabel('characters read, millions')
     axis.set_ylabel('bits per character, validation')
     axis.grid(alpha=.3)
@@ -120,7 +126,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     rows = [collect(path) for path in args.tests]
     for row in rows:
-        print(f'{Path(row["config"]).stem}: {row["parameters"]:,} parameters, '
+        print(f'{name_of(row)}: {row["parameters"]:,} parameters, '
               f'{row["iterations"]} iterations, {row["bpc"]:.4f} bpc')
     write_json(args.out, dict(rows=rows, environment=rows[0]['environment']))
     draw(rows, args.plot)

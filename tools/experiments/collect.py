@@ -57,6 +57,7 @@ def _identity(note: Dict[str, Any]) -> Dict[str, Any]:
                        Path(note['config']).stem)[0],
         attention=note['attention'],
         config=note['config'],
+        base=note.get('base'),
         # Loaders and loops do not make another model, but another training.
         options=model,
         training={

@@ -224,6 +224,11 @@ def option_list(options: Mapping[str, Any]) -> List[str]:
     return ['--cfg-options', *pairs] if pairs else []
 
 
+def model_of(run: Run) -> List[str]:
+    """The config of a run, and what is merged into it, for a command."""
+    return [run.config, *(['--base', run.base] if run.base else [])]
+
+
 def start_options(run: Run, place: Workplace) -> Dict[str, Any]:
     """Options that load the backbone of the run to start from.
 
@@ -250,7 +255,7 @@ def train_command(run: Run, place: Workplace, device: Optional[str],
     """The command that trains a run, or goes on with it."""
     folder = place.folder(run)
     command = [
-        sys.executable, 'tools/train.py', run.config, '--work-dir',
+        sys.executable, 'tools/train.py', *model_of(run), '--work-dir',
         folder.as_posix()
     ]
     found = place.checkpoint(run)
@@ -288,15 +293,15 @@ def test_commands(run: Run, place: Workplace,
     commands = []
     if result in missing:
         commands.append([
-            sys.executable, 'tools/test.py', run.config, weights, '--work-dir',
-            (result.parent / 'test').as_posix(), '--out',
+            sys.executable, 'tools/test.py', *model_of(run), weights,
+            '--work-dir', (result.parent / 'test').as_posix(), '--out',
             result.as_posix(), *options
         ])
     for path in more:
         if path in missing:
             commands.append([
                 sys.executable, 'tools/analysis_tools/benchmark_resolution.py',
-                run.config, weights, '--scales', *map(str, run.scales),
+                *model_of(run), weights, '--scales', *map(str, run.scales),
                 '--work-dir', (path.parent / 'resolution').as_posix(), '--out',
                 path.as_posix(), *options
             ])
@@ -456,8 +461,9 @@ def table(runs: List[Run], place: Workplace) -> str:
             state = place.state(run)
         except UserError:
             state = 'damaged'
-        lines.append(f'{state:8} {run.key:44} '
-                     f'{Path(run.config).stem} {" ".join(extra)}'.rstrip())
+        model = ' + '.join(Path(x).stem for x in (run.config, run.base) if x)
+        lines.append(
+            f'{state:8} {run.key:44} {model} {" ".join(extra)}'.rstrip())
     return '\n'.join(lines)
 
 

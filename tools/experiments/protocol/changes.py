@@ -61,3 +61,12 @@ ABLATIONS: Dict[str, Dict[str, Any]] = {
         'model.backbone.position.size': 32
     },
 }
+
+
+def windows(batch: int, length: int) -> Dict[str, Any]:
+    """Batches of windows of a text, in training and tests."""
+    return {
+        f'{part}_dataloader.{key}': value
+        for part in ('train', 'val', 'test')
+        for key, value in (('batch_size', batch), ('dataset.length', length))
+    }

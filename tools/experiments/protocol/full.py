@@ -3,18 +3,18 @@ from dataclasses import replace
 from functools import partial
 from typing import List
 
-from .changes import ABLATIONS, HIERARCHICAL, ROTARY
+from .changes import ABLATIONS, HIERARCHICAL, ROTARY, windows
 from .run import AT_SCALES, ATTENTIONS, LAST_ONLY, SCALES, TASKS, Run, twin
 
 CONFIGS = {
     'tiny_imagenet100':
-    'configs/tiny_imagenet100/{}-nano_1xb128-60e_tiny-in100-64px.py',
+    'configs/tiny_imagenet100/fma-nano_1xb128-60e_tiny-in100-64px.py',
     'cifar10':
-    'configs/cifar10/{}-nano_1xb128-60e_cifar10-32px.py',
+    'configs/cifar10/fma-nano_1xb128-60e_cifar10-32px.py',
     'camvid':
-    'configs/camvid/{}-nano_fpn_1xb8-8k_camvid-360x480.py',
+    'configs/camvid/fma-nano_fpn_1xb8-8k_camvid-360x480.py',
     'dubai_aerial':
-    'configs/dubai_aerial/{}-nano_fpn_1xb8-4k_dubai-aerial-512x512.py',
+    'configs/dubai_aerial/fma-nano_fpn_1xb8-4k_dubai-aerial-512x512.py',
 }
 # The comparisons that the README leads with are of these.
 HEADLINE = ('fma', 'fma-rotary', 'fma_linear', 'window', 'full')
@@ -26,35 +26,21 @@ _AMP = dict(
         'train_dataloader.num_workers': 8,
     })
 
-_BOOKS = {
-    'books/{}-1k': 'configs/lm/{}-lm_1xb32-20k_books-1k.py',
-    'books/{}-4k': 'configs/lm/{}-lm_1xb8-20k_books-4k.py',
-    'books/{}-masked-1k': 'configs/lm/{}-lm-masked_1xb32-20k_books-1k.py',
-}
+_BOOKS = 'configs/lm/fma-lm_1xb32-20k_books-1k.py'
+_MASKED = 'configs/lm/fma-lm-masked_1xb32-20k_books-1k.py'
 
 
 def _books() -> List[Run]:
-    runs = [
-        Run(
-            name.format(attention), 'books', attention,
-            config.format(attention), **_AMP)
-        for name, config in _BOOKS.items()
-        for attention in ('fma', 'full', 'fmmformer')
-    ]
-    masked = _BOOKS['books/{}-masked-1k'].format('fma')
-    return runs + [
-        Run('books/fma_linear-masked-1k',
-            'books',
-            'fma_linear',
-            masked,
-            options={'model.net.attn.pool_queries': True},
-            **_AMP),
-        Run('books/fma-avg-1k',
-            'books',
-            'fma',
-            _BOOKS['books/{}-1k'].format('fma'),
-            options={'model.net.attn.summaries': 'avg'},
-            **_AMP),
+    plain, masked = (
+        partial(twin, {'books': config}, 'books', **_AMP)
+        for config in (_BOOKS, _MASKED))
+    layers = ('fma', 'full', 'fmmformer')
+    return [
+        *(plain(layer, '-1k') for layer in layers),
+        # As many tokens a step as at 1,024 characters.
+        *(plain(layer, '-4k', options=windows(8, 4096)) for layer in layers),
+        *(masked(layer, '-masked-1k') for layer in (*layers, 'fma_linear')),
+        plain('fma', '-avg-1k', options={'model.net.attn.summaries': 'avg'}),
     ]
 
 

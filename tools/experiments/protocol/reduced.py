@@ -3,18 +3,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Dict, List
 
-from .changes import ABLATIONS, ATTN, HIERARCHICAL, RELATIVE, ROTARY, SLOPES
+from .changes import (ABLATIONS, ATTN, HIERARCHICAL, RELATIVE, ROTARY, SLOPES,
+                      windows)
 from .run import AT_SCALES, ATTENTIONS, LAST_ONLY, SCALES, Run, twin
 
 CONFIGS = {
     'tiny_imagenet100':
-    'configs/tiny_imagenet100/{}-nano-p4_1xb64-1k_tiny-in100-64px.py',
+    'configs/tiny_imagenet100/fma-nano-p4_1xb64-1k_tiny-in100-64px.py',
     'cifar10':
-    'configs/cifar10/{}-nano-p2_1xb64-300_cifar10-32px.py',
+    'configs/cifar10/fma-nano-p2_1xb64-300_cifar10-32px.py',
     'camvid':
-    'configs/camvid/{}-nano_fpn_1xb4-400_camvid-240x320.py',
+    'configs/camvid/fma-nano_fpn_1xb4-400_camvid-240x320.py',
     'dubai_aerial':
-    'configs/dubai_aerial/{}-nano_fpn_1xb4-200_dubai-aerial-256x256.py',
+    'configs/dubai_aerial/fma-nano_fpn_1xb4-200_dubai-aerial-256x256.py',
 }
 
 
@@ -28,12 +29,11 @@ _REDUCED = _short()
 # The full protocol's texts of 4,096 characters and hidden characters, for the
 # small model; 2.0 million characters are seen in each.
 _4K = {
-    f'{part}_dataloader.{key}': value
-    for part in ('train', 'val', 'test')
-    for key, value in (('batch_size', 1), ('dataset.length', 4096))
+    **windows(1, 4096),
+    # Every twentieth window while training, as at 1,024 characters.
+    'val_dataloader.dataset.samples':
+    16
 }
-# Every twentieth window while training, as at 1,024 characters.
-_4K['val_dataloader.dataset.samples'] = 16
 _MASKED = {
     # One more than there are bytes: the mask.
     'model.net.vocab_size': 257,
@@ -69,7 +69,7 @@ _THREE_SEEDS = (
 # Where classification leaves the layers alike: milder augmentation.
 _MILD = {
     'tiny_imagenet100':
-    'configs/tiny_imagenet100/{}-nano-p4_1xb64-1k-mild_tiny-in100-64px.py',
+    'configs/tiny_imagenet100/fma-nano-p4_1xb64-1k-mild_tiny-in100-64px.py',
 }
 
 
@@ -119,24 +119,21 @@ def _tried() -> List[Run]:
         '-hierarchical': ABLATIONS['summaries-hierarchical'],
         # As the twin's windows have.
         '-relative': RELATIVE,
+        '-rotary': ROTARY,
     }
     runs += [
         run('fma', what, options=options, **_REDUCED)
         for what, options in changes.items()
     ]
-    runs.append(
-        Run(
-            'tiny_imagenet100/fma-rotary', 'tiny_imagenet100', 'fma',
-            'configs/tiny_imagenet100/'
-            'fma-nano-rotary-p4_1xb64-1k_tiny-in100-64px.py', **_REDUCED))
-    slopes, rotary = (
-        Run(f'camvid/fma-{what}-long-pretrained',
-            'camvid',
-            'fma',
-            f'configs/camvid/fma-nano-{what}_fpn_1xb4-1k_camvid-240x320.py',
-            start=f'tiny_imagenet100/fma-{what}',
-            **_REDUCED) for what in ('slopes', 'rotary'))
-    runs += [slopes, rotary]
+    runs.append(_long('fma', '-slopes', options=SLOPES))
+    rotary = Run(
+        'camvid/fma-rotary-long-pretrained',
+        'camvid',
+        'fma',
+        'configs/camvid/fma-nano-rotary_fpn_1xb4-1k_camvid-240x320.py',
+        start='tiny_imagenet100/fma-rotary',
+        **_REDUCED)
+    runs.append(rotary)
     # Four times as long, where attention has more to tell, and CamVid from it.
     runs += [
         Run(
@@ -175,29 +172,25 @@ def _tried() -> List[Run]:
 
 def _books() -> List[Run]:
 
+    configs = {'books': 'configs/lm/fma-lm-nano_1xb2-3k_books-1k.py'}
+
     def run(attention: str, what: str, steps: int, **options: Any) -> Run:
-        return Run(
-            f'books/{attention}-{what}',
+        return twin(
+            configs,
             'books',
             attention,
-            f'configs/lm/{attention}-lm-nano_1xb2-3k_books-1k.py',
+            f'-{what}',
             options=options,
             train_options={
                 **LAST_ONLY, 'train_cfg.max_iters': steps
             })
 
     layers = ('fma', 'full', 'fmmformer')
-    masked = [run(layer, 'masked-1k', 1000, **_MASKED) for layer in layers]
-    pooled = {**_MASKED, 'model.net.attn.pool_queries': True}
     return [
         *(run(layer, '1k', 1000) for layer in layers),
         run('fma', 'avg-1k', 1000, **{'model.net.attn.summaries': 'avg'}),
-        *masked,
-        replace(
-            masked[0],
-            name='books/fma_linear-masked-1k',
-            attention='fma_linear',
-            options=pooled),
+        *(run(layer, 'masked-1k', 1000, **_MASKED)
+          for layer in (*layers, 'fma_linear')),
         *(run(layer, '4k', 500, **_4K) for layer in layers),
     ]
 

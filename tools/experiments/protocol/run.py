@@ -10,14 +10,14 @@ TASKS = {
     'dubai_aerial': 'segmentation',
     'books': 'language',
 }
-# Attention layers in the results, and what their configs' names begin with.
+# Attention layers in the results, and the part that is put after a config of
+# FMA.
 ATTENTIONS = {
-    'fma': 'fma',
-    'fma_linear': 'fma-linear',
-    'window': 'swin',
-    'full': 'full',
-    'mano': 'mano',
-    'fmmformer': 'fmmformer',
+    'fma': None,
+    **{
+        name: f'configs/_base_/attention/{name}.py'
+        for name in ('fma_linear', 'window', 'full', 'mano', 'fmmformer')
+    }
 }
 # Whole images at these multiples of the size that a config tests at.
 SCALES = (1, 2, 4)
@@ -34,6 +34,7 @@ class Run:
         dataset: One of ``TASKS``.
         attention: One of ``ATTENTIONS``.
         config: Path from the checkout.
+        base: Path of a part to merge into it, for ``--base``.
         seed: Of weights and data order.
         options: For ``--cfg-options``, in training and test.
         train_options: The same, in training only.
@@ -46,6 +47,7 @@ class Run:
     dataset: str
     attention: str
     config: str
+    base: Optional[str] = None
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     train_options: Mapping[str, Any] = field(default_factory=dict)
@@ -87,11 +89,10 @@ def twin(configs: Mapping[str, str],
     """The run of a set's config with one of the attention layers.
 
     Args:
-        configs: By set, with a place for the name of the attention.
+        configs: By set, those of FMA.
         dataset, attention: See :class:`Run`.
         what: Ends the name, where something else differs.
         **changes: Of the run.
     """
-    config = configs[dataset].format(ATTENTIONS[attention])
-    return Run(f'{dataset}/{attention}{what}', dataset, attention, config,
-               **changes)
+    return Run(f'{dataset}/{attention}{what}', dataset, attention,
+               configs[dataset], ATTENTIONS[attention], **changes)

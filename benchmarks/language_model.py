@@ -15,20 +15,19 @@ the same turns: a floor that depends on the memory of the machine.
 import argparse
 import copy
 import shutil
-import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import torch
-from measure import Call, compare, describe, write_part
+from measure import Call, compare, run_parts
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
 
 from fma_vision.engine import (UserError, check_weights, read_checkpoint,
-                               run_tool, select_state_dict)
+                               select_state_dict)
 from fma_vision.utils.complexity import count_parameters
 from fma_vision.utils.configs import build_model, load_model_config
 from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
@@ -123,9 +122,9 @@ class Reader:
             model=name,
             context=self.context,
             prefill_seconds=self.seconds,
-            prefill_tokens_per_second=self.context / self.seconds,
+            tokens_per_second=self.context / self.seconds,
             prefill_peak_bytes=self.peak,
-            step_seconds=summarise([s / RUN for s in samples]),
+            seconds=dict(step=summarise([s / RUN for s in samples])),
             state_tokens=length,
             state_bytes=self.state.nbytes,
             cache_bytes=cache,
@@ -173,7 +172,7 @@ def streaming(args: argparse.Namespace) -> List[dict]:
     floor = summarise([s / RUN for s in samples['linear layers']])
     for row in rows:
         row['parameters'] = count_parameters(subjects[row['model']][0])
-    return [*rows, dict(model='linear layers', step_seconds=floor)]
+    return [*rows, dict(model='linear layers', seconds=dict(step=floor))]
 
 
 def precision(args: argparse.Namespace) -> List[dict]:
@@ -247,55 +246,12 @@ def train(net: nn.Module, loss: Call) -> Tensor:
     return value.detach()
 
 
-def line(row: Dict[str, Any]) -> str:
-    """A row, without the quartiles of its times."""
-    words = []
-    for name, value in row.items():
-        if name == 'seconds':
-            value = {k: f'{x["median"]:.3g} s' for k, x in value.items()}
-        elif name == 'step_seconds':
-            name, value = 'ms a step', value['median'] * 1e3
-        if isinstance(value, float):
-            value = f'{value:.4g}'
-        words.append(f'{name} {value}')
-    return ', '.join(words)
-
-
 PARTS = {part.__name__: part for part in (streaming, precision, compiled)}
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        '--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    parser.add_argument(
-        '--quick', action='store_true', help='tiny sizes, one sample each')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument(
-        '--least', type=float, default=.2, help='seconds of a sample')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument(
-        '--out', type=Path, help=f'default: {RESULT}; none with --quick')
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.repeats, args.least = 1, 0
-    elif args.out is None:
-        args.out = RESULT
-    for part in args.parts:
-        torch.manual_seed(args.seed)
-        torch.set_num_threads(args.threads)
-        setting = describe(
-            repeats=args.repeats, least_seconds=args.least, quick=args.quick)
-        with torch.no_grad():
-            rows = PARTS[part](args)
-        for row in rows:
-            print(part, line(row), flush=True)
-        if args.out is not None:
-            write_part(args.out, part, args.seed, setting, rows)
+    run_parts(__file__, __doc__, PARTS, RESULT, argv, fresh=())
 
 
 if __name__ == '__main__':
-    sys.path[:0] = [str(ROOT), str(ROOT / 'kernels')]
-    run_tool(main)
+    main()

@@ -29,9 +29,11 @@ VARIABLES = ('FMA_KERNELS_ISA', 'FMA_KERNELS_CFLAGS', 'OMP_NUM_THREADS',
              'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_')
 
 # What a row is about, and what was computed from its times.
-WHAT = ('mode', 'grid', 'cell_size', 'pixels', 'batch', 'weights')
+WHAT = ('model', 'context', 'mode', 'grid', 'cell_size', 'pixels', 'batch',
+        'weights')
 COMPUTED = ('ratio', 'growth', 'tensors', 'process', 'over_median', 'excess',
-            'score', 'shares', 'reason')
+            'score', 'shares', 'tokens_per_second', 'bits_per_character',
+            'reason')
 
 
 def after(setting: Call, run: Callable) -> Callable:

@@ -20,10 +20,9 @@ def streaming(results: Path) -> Optional[str]:
     part = found['streaming']
     *rows, floor = part['rows']
     lines = [[
-        r['model'], f'{r["context"]:,}',
-        f'{r["prefill_tokens_per_second"]:,.0f}',
+        r['model'], f'{r["context"]:,}', f'{r["tokens_per_second"]:,.0f}',
         number(r['prefill_peak_bytes'] / 2**20),
-        f'{r["step_seconds"]["median"] * 1e3:.2f}',
+        f'{r["seconds"]["step"]["median"] * 1e3:.2f}',
         f'{r["state_bytes"] / 1024:,.0f}', f'{r["state_over_cache"] * 100:.2f}'
     ] for r in rows]
     millions = rows[0]['parameters'] / 1e6
@@ -34,7 +33,8 @@ def streaming(results: Path) -> Optional[str]:
         '(hierarchical summaries, rank 4), "averages" the same at rank 1, '
         '"full attention" keeps all keys and values, 100% of the cache. The '
         'linear layers of a step take '
-        f'{floor["step_seconds"]["median"] * 1e3:.2f} ms alone.\n\n' + table([
+        f'{floor["seconds"]["step"]["median"] * 1e3:.2f} ms alone.\n\n' +
+        table([
             'model', 'tokens read', 'read, tokens/s', 'peak MiB', 'ms a step',
             'state, KiB', 'of cache, %'
         ], lines) + f'\n\n{where(part["environment"])}; '
@@ -67,9 +67,8 @@ def language_models(results: Path) -> Optional[str]:
     if not found:
         return None
     rows = [[
-        _name(r), f'{r["parameters"] / 1e6:.2f}',
-        f'{r["iterations"]:,}', f'{r["tokens"] / 1e6:.1f}', f'{r["bpc"]:.3f}',
-        f'{r["perplexity"]:.2f}'
+        _name(r), f'{r["parameters"] / 1e6:.2f}', f'{r["iterations"]:,}',
+        f'{r["tokens"] / 1e6:.1f}', f'{r["bpc"]:.3f}', f'{r["perplexity"]:.2f}'
     ] for r in found['rows']]
     return ('Trained from scratch, tested on all validation text:\n\n' +
             table([
@@ -85,8 +84,8 @@ def list_ops(results: Path) -> Optional[str]:
     if not found:
         return None
     rows = [[
-        _name(r), f'{r["parameters"] / 1e6:.2f}',
-        f'{r["iterations"]:,}', f'{r["samples"]:,}',
+        _name(r), f'{r["parameters"] / 1e6:.2f}', f'{r["iterations"]:,}',
+        f'{r["samples"]:,}',
         str(r['seed']), f'{r["accuracy"]:.1f}'
     ] for r in found['rows']]
     places = {where(r['environment']): None for r in found['rows']}

@@ -174,6 +174,10 @@ def test_models(tables, tmp_path) -> None:
     assert '| 91.50 ± 0.71 (2 seeds) | 91.00 | – |' in text
     write(tmp_path / 'experiments.jsonl', started)
     assert '| – | 91.00 | – |' in tables.TABLES['models, camvid']()
+    # Another layer is no result of the config as it is.
+    full = dict(line, name='camvid/full', base='configs/_base_/attention/x.py')
+    write(tmp_path / 'experiments.jsonl', line, dict(full, value=2.))
+    assert '| 91.00 | – | – |' in tables.TABLES['models, camvid']()
     # Another learning rate is no change of the model, but one of the config.
     write(tmp_path / 'experiments.jsonl', line,
           dict(line, name='camvid/fma-lr', training={'lr': 1}, value=2.))

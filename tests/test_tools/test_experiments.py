@@ -401,6 +401,21 @@ def test_a_run_waits_for_the_one_it_starts_from(scripts, tmp_path) -> None:
         scripts.run.start_options(run, place)
 
 
+def test_commands_and_results_name_the_layer(scripts, tmp_path) -> None:
+    run = scripts.run.select('reduced', ['cifar10/full/seed0'])[0]
+    assert run.base == 'configs/_base_/attention/full.py'
+    place = scripts.run.Workplace(tmp_path, 'reduced')
+    commands = [
+        scripts.run.train_command(run, place, None, None),
+        *scripts.run.test_commands(run, place, None)
+    ]
+    for command in commands:
+        assert command[2:5] == [run.config, '--base', run.base]
+    assert len(commands) == 2
+    line = scripts.collect._identity(run.note('reduced'))
+    assert (line['config'], line['base']) == (run.config, run.base)
+
+
 def test_append_replaces_a_run_made_again(scripts, tmp_path) -> None:
     path = tmp_path / 'x.jsonl'
     first = dict(protocol='full', name='a/b', seed=0, value=1.)

@@ -50,9 +50,8 @@ def language_models(results: Path) -> Optional[str]:
     if not found:
         return None
     rows = [[
-        _name(r), f'{r["parameters"] / 1e6:.2f}',
-        f'{r["iterations"]:,}', f'{r["tokens"] / 1e6:.1f}', f'{r["bpc"]:.3f}',
-        f'{r["perplexity"]:.2f}'
+        _name(r), f'{r["parameters"] / 1e6:.2f}', f'{r["iterations"]:,}',
+        f'{r["tokens"] / 1e6:.1f}', f'{r["bpc"]:.3f}', f'{r["perplexity"]:.2f}'
     ] for r in found['rows']]
     return ('Trained from scratch, tested on all validation text:\n\n' +
             table([
@@ -68,8 +67,8 @@ def list_ops(results: Path) -> Optional[str]:
     if not found:
         return None
     rows = [[
-        _name(r), f'{r["parameters"] / 1e6:.2f}',
-        f'{r["iterations"]:,}', f'{r["samples"]:,}',
+        _name(r), f'{r["parameters"] / 1e6:.2f}', f'{r["iterations"]:,}',
+        f'{r["samples"]:,}',
         str(r['seed']), f'{r["accuracy"]:.1f}'
     ] for r in found['rows']]
     places = {where(r['environment']): None for r in found['rows']}

@@ -41,9 +41,11 @@ def building(what: str) -> Iterator[None]:
             from error
 
 
-def load_config(path: str,
-                cfg_options: Optional[Dict[str, Any]] = None,
-                bases: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str,
+    cfg_options: Optional[Dict[str, Any]] = None,
+    bases: Sequence[str] = ()
+) -> Config:
     """Read a config and merge the command line's changes into it.
 
     Args:

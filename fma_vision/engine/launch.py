@@ -125,12 +125,14 @@ def check_data(runner: Any,
                          f'checkpoint {checkpoint}')
 
 
-def trained_runner(config: str,
-                   checkpoint: str,
-                   device: Optional[str] = None,
-                   work_dir: Optional[str] = None,
-                   cfg_options: Optional[Dict[str, Any]] = None,
-                   bases: Sequence[str] = ()) -> Any:
+def trained_runner(
+    config: str,
+    checkpoint: str,
+    device: Optional[str] = None,
+    work_dir: Optional[str] = None,
+    cfg_options: Optional[Dict[str, Any]] = None,
+    bases: Sequence[str] = ()
+) -> Any:
     """A trained model beside the data it is tested on.
 
     Args:

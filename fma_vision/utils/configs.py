@@ -54,9 +54,11 @@ def find_config(name: str) -> Path:
     raise UserError(f'config {name}: {package} ships no config {inner!r}')
 
 
-def load_model_config(name: str,
-                      cfg_options: Optional[Dict[str, Any]] = None,
-                      bases: Sequence[str] = ()) -> Config:
+def load_model_config(
+    name: str,
+    cfg_options: Optional[Dict[str, Any]] = None,
+    bases: Sequence[str] = ()
+) -> Config:
     """Reads a config that describes a model.
 
     Args:

@@ -115,8 +115,7 @@ class Subject:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name = name
         self.args = args
-        self.cfg: Config = load_model_config(name, args.cfg_options,
-                                             args.base)
+        self.cfg: Config = load_model_config(name, args.cfg_options, args.base)
         if is_language_model(self.cfg):
             raise UserError(f'{name} is of a language model: '
                             'benchmarks/language_model.py times those')

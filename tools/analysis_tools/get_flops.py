@@ -82,8 +82,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         print(f'image     {input_channels(cfg)} x {shape[0]} x {shape[1]}')
     print('\n'.join(table(found)))
     if args.out:
-        content = dict(
-            config=args.config, base=args.base, shape=list(shape))
+        content = dict(config=args.config, base=args.base, shape=list(shape))
         content.update((name, vars(part)) for name, part in found.items())
         write_json(args.out, content)
 

@@ -459,7 +459,9 @@ def test_arguments_of_pooled_queries() -> None:
     far = out[:, :leaves], lse[:, :leaves]
     sizes = 2, 1, 0.5, 0.0, 'native'
     near_field(*qkv, *far, mask, None, *sizes)
-    for wrong, name in (((out, far[1]), 'out'), ((far[0], lse), 'lse')):
+    near_field(*qkv, out, lse, mask, None, *sizes)  # coarser levels: unread
+    for wrong, name in (((far[0][:, 1:], lse), 'out'), ((out, far[1][:, 1:]),
+                                                        'lse')):
         with pytest.raises(ValueError, match=name):
             near_field(*qkv, *wrong, mask, None, *sizes)
     with pytest.raises(ValueError, match='key_mask'):

@@ -13,12 +13,9 @@ from compare import compare, leaves, run, summary_kinds
 
 from fma_kernels import Hierarchy, fma1d
 from fma_kernels.backends.native import stream
-from fma_kernels.backends.native.library import library
+from fma_kernels.backends.native.library import ISAS, library
 from fma_kernels.summaries import average_summaries
 from fma_kernels.testing import random_mask
-
-# By the names of FMA_KERNELS_ISA, widest last.
-ISAS = ('portable', 'avx2', 'avx512')
 
 
 def supported() -> list:

@@ -1,6 +1,5 @@
 """The arguments of the C entry points: twins of the structs in ``fma.h``."""
 import ctypes
-import os
 from functools import lru_cache
 from typing import Optional, Sequence, Tuple
 
@@ -9,12 +8,11 @@ from torch import Tensor
 
 from ...geometry import Hierarchy
 from ...pooling import packed_mass
-from .library import library, unavailable
+from .library import chosen_isa, library, unavailable
 
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 _MAX_LEVELS = 32
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ISAS = ('portable', 'avx2', 'avx512')
 # Tokens of a tile where every token is near, by the number of axes.
 _TILE = {1: (64, 1), 2: (8, 8)}
 
@@ -208,27 +206,6 @@ def shares(hierarchy: Hierarchy, key_mask: Optional[Tensor]) -> Tensor:
 def batch_stride(x: Tensor) -> int:
     """Of ``[B or 1, M]``: 0 where it is shared."""
     return 0 if x.shape[0] == 1 else x.stride(0)
-
-
-@lru_cache(maxsize=1)
-def _best_isa() -> int:
-    return library().fma_best_isa()
-
-
-def chosen_isa() -> int:
-    """The instruction set: the best one, or what FMA_KERNELS_ISA names.
-
-    Raises:
-        ValueError: if there is no such one, or this processor lacks it.
-    """
-    best, name = _best_isa(), os.environ.get('FMA_KERNELS_ISA')
-    if not name:
-        return best
-    here = _ISAS[:best + 1]
-    if name not in here:
-        raise ValueError('FMA_KERNELS_ISA must be one of '
-                         f'{list(here)} on this processor, got {name!r}')
-    return here.index(name)
 
 
 def new_call(query: Tensor, hierarchy: Hierarchy, scale: float) -> Call:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .call import checked, chosen_isa, run
+from .call import checked, run
+from .library import chosen_isa
 
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 _MAX_LEVELS = 32

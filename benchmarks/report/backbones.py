@@ -1,9 +1,8 @@
-"""Tables of the backbones and of the weights for street scenes."""
+"""Tables of the backbones."""
 from pathlib import Path
 from typing import Dict, Optional
 
-from .formats import milliseconds, number, table, where, where_gpu
-from .reading import load
+from .formats import load, milliseconds, number, table, where, where_gpu
 
 
 def backbones(results: Path) -> Optional[str]:
@@ -56,37 +55,3 @@ def backbones_gpu(results: Path) -> Optional[str]:
             'inference, then a training step:\n\n' +
             table(['model, pixels', *head, *head], rows) +
             f'\n\n{where_gpu(found["environment"])}')
-
-
-def shipped(results: Path) -> Optional[str]:
-    """Scores of the shipped weights."""
-    found = load(results, 'street8')
-    if not found:
-        return None
-    rows = []
-    for name, key in (('LabelMeFacade, 189 held-out photographs',
-                       'labelmefacade'), ('CamVid, 101 validation frames',
-                                          'camvid')):
-        metrics = found['metrics']
-        rows.append([name] + [
-            f'{metrics[f"{key}/{metric}"]:.1f}'
-            for metric in ('mIoU', 'aAcc', 'mAcc')
-        ])
-    return (
-        'The shipped weights, trained from scratch on a CPU for about '
-        'an hour:\n\n' +
-        table(['validation set', 'mIoU', 'pixel accuracy', 'mean accuracy'],
-              rows) + f'\n\n`python tools/test.py {found["config"]} '
-        f'{found["checkpoint"]}`')
-
-
-def classification(results: Path) -> Optional[str]:
-    """Scores on small classification sets."""
-    found = load(results, 'fashion_mnist')
-    if not found:
-        return None
-    top1 = found['metrics']['accuracy/top1']
-    return (
-        'Classification, trained from scratch on a CPU:\n\n' +
-        table(['config', 'test images', 'top-1, %'],
-              [[f'`{Path(found["config"]).stem}`', '10,000', f'{top1:.2f}']]))

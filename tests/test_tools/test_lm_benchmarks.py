@@ -5,9 +5,6 @@ import json
 import pytest
 import torch
 
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_json
-
 pytest.importorskip('mmengine')
 
 NANO = '''
@@ -34,12 +31,6 @@ def streaming(load_script, monkeypatch):
     module = load_script('tools/analysis_tools/benchmark_lm.py')
     monkeypatch.setattr(module, 'CHECK_LENGTH', 53)
     return module
-
-
-@pytest.fixture
-def collector(load_script):
-    pytest.importorskip('matplotlib')
-    return load_script('tools/analysis_tools/collect_lm.py')
 
 
 @pytest.fixture
@@ -122,62 +113,5 @@ def test_streaming_loads_weights(streaming, configs, tmp_path):
         assert torch.equal(net.state_dict()[name], value), name
 
 
-def fill_work_dir(folder, text, scores):
-    """A training of two parts, the second resumed, and its test."""
-    for part, steps in (('1', (10, 20)), ('2', (20, 30))):
-        data = folder / part / 'vis_data'
-        data.mkdir(parents=True)
-        (data / 'config.py').write_text(text)
-        lines = []
-        for step in steps:
-            lines.append(dict(loss=2., iter=step, step=step))
-            lines.append(dict(bpc=4 - step / 10 + int(part), step=step))
-        (data / 'scalars.json').write_text(''.join(
-            json.dumps(line) + '\n' for line in lines))
-    return write_json(
-        folder / 'test.json',
-        dict(
-            config=f'configs/{folder.name}.py',
-            metrics=scores,
-            environment=collect_environment('cpu', 0)))
-
-
-def test_collect(collector, tables, tmp_path):
-    tests = [
-        fill_work_dir(tmp_path / name, text,
-                      dict(bpc=bpc, nats=bpc * .7, perplexity=7.5))
-        for name, text, bpc in (('fma', NANO, 2.), ('full', TWIN, 2.125))
-    ]
-    out, plot = tmp_path / 'books_lm.json', tmp_path / 'plots' / 'lm.png'
-    collector.main([*map(str, tests), '--out', str(out), '--plot', str(plot)])
-    fma, full = json.loads(out.read_text())['rows']
-    assert fma['attention'] == 'FMAttention1D'
-    assert full['attention'] == 'FullAttention1D'
-    assert fma['parameters'] > full['parameters'] > 0
-    assert (fma['iterations'], fma['tokens']) == (30, 30 * 3 * 20)
-    assert (fma['bpc'], full['bpc']) == (2., 2.125)
-    # The resumed part wins where both logged.
-    assert [(p['iterations'], p['bpc']) for p in fma['curve']] == [(10, 4.),
-                                                                   (20, 4.),
-                                                                   (30, 3.)]
-    assert plot.read_bytes().startswith(b'\x89PNG')
-    text = tables['language model']()
-    assert '| `fma` |' in text and '2.125 | 7.50 |' in text
-
-
-def test_collect_refuses(collector, tmp_path):
-    from fma_vision.engine import UserError
-    test = tmp_path / 'test.json'
-    with pytest.raises(UserError, match='no such file'):
-        collector.collect(test)
-    write_json(test, dict(metrics=dict(mIoU=1.)))
-    with pytest.raises(UserError, match="has no .'bpc', 'nats'"):
-        collector.collect(test)
-    write_json(test, dict(metrics=dict(bpc=1., nats=1., perplexity=2.)))
-    with pytest.raises(UserError, match='holds no log'):
-        collector.collect(test)
-
-
 def test_tables_without_results(tables):
-    for name in ('language model streaming', 'language model'):
-        assert tables[name]() is None
+    assert tables['language model streaming']() is None

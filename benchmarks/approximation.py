@@ -87,18 +87,17 @@ def errors(out: Tensor, exact: Tensor) -> Dict[str, float]:
 
 # ------------------------------------------------------------------ inputs
 class Subject(NamedTuple):
-    """What methods are given, ``[1, N, heads, head_dim]`` each.
+    """What methods are given.
 
     Attributes:
-        query, key, value: As full attention takes them.
-        unturned_query, unturned_key: Before the rotation by positions, if
-            there are any.
+        query, key, value: As full attention takes them, rotated by their
+            positions, ``[1, N, heads, head_dim]`` each.
+        unturned: As they were projected, ``[1, N, 3 heads head_dim]``.
     """
     query: Tensor
     key: Tensor
     value: Tensor
-    unturned_query: Optional[Tensor] = None
-    unturned_key: Optional[Tensor] = None
+    unturned: Tensor
 
 
 def build(config: str, checkpoint: str) -> Tuple[nn.Module, Dict[str, Any]]:
@@ -150,80 +149,72 @@ def capture(net: nn.Module, text: bytes) -> Tuple[Subject, float]:
         x.unflatten(-1, (3, attn.num_heads, attn.head_dim))
         for x, attn in zip(seen, layers)
     ], 3)
-    # Contiguous, so that no method is timed on another's strides.
-    query, key, value = (x.contiguous() for x in qkv.unbind(2))
     at, base = torch.arange(len(tokens) - 1), layers[0].rotary_base
-    turned = (rotate(x, at, base).contiguous() for x in (query, key))
+    query, key, value = qkv.unbind(2)
+    # Contiguous, so that no method is timed on another's strides.
+    inputs = (
+        x.contiguous()
+        for x in (rotate(query, at, base), rotate(key, at, base), value))
     bits = float(nats.sum() / count.sum()) / math.log(2)
-    return Subject(*turned, value, query, key), bits
+    return Subject(*inputs, qkv.flatten(2)), bits
 
 
 # --------------------------------------------------------------------- FMA
 def fma(subject: Subject,
         causal: bool,
         _: Any = None,
-        cell_size: int = 64,
-        rank: int = 1,
+        backend: str = 'auto',
         pool_queries: bool = False,
-        backend: str = 'auto') -> Call:
-    """The op as :class:`~fma_vision.layers.FMAttention1D` calls it."""
-    tree = Hierarchy((subject.query.shape[1], ),
-                     cell_size,
-                     rank=rank,
-                     causal=causal).trimmed()
+        **form: Any) -> Call:
+    """The op as its layer calls it, with averages: nothing is learned."""
+    tree = Hierarchy((subject.key.shape[1], ), causal=causal, **form).trimmed()
     # For its centres of cells alone.
-    layer = FMAttention1D(2, 1, cell_size, rank=rank)
-    centres = layer.summary_positions(tree, subject.query.device)
+    layer = FMAttention1D(2, 1, **form)
+    centres = layer.summary_positions(tree, subject.key.device)
+
+    def pooled(x: Tensor) -> Tensor:
+        return rotate(average_summaries(x, tree), centres)
 
     def call() -> Tensor:
-        options = {}
-        if subject.unturned_key is not None:
-            named = dict(key_summaries=subject.unturned_key)
-            if pool_queries:
-                named['query_summaries'] = subject.unturned_query
-            options = {
-                name: rotate(average_summaries(x, tree), centres)
-                for name, x in named.items()
-            }
+        # [1, N, 3, heads, head_dim]
+        heads = subject.unturned.unflatten(-1, (3, *subject.key.shape[2:]))
+        asking, asked, _ = heads.unbind(2)
+        options = dict(key_summaries=pooled(asked))
+        if pool_queries:
+            options['query_summaries'] = pooled(asking)
         return fma1d(
             *subject[:3],
-            cell_size=cell_size,
             num_levels=tree.num_levels,
-            rank=rank,
             causal=causal,
             pool_queries=pool_queries,
             backend=backend,
+            **form,
             **options)
 
     return call
 
 
-def fma_forms(longest: int) -> Dict[Method, Dict[str, Any]]:
-    """All forms with cells up to a size, and their arguments."""
-    found = {}
-    for forms, pooled in ((FORMS, False), (LINEAR, True)):
-        for cell, rank in forms:
-            settings = dict(cell_size=cell, rank=rank, pool_queries=pooled)
-            name = f'{"linear, " * pooled}cell {cell}, rank {rank}'
-            modes = (False, ) if pooled else (True, False)
-            if cell <= longest:
-                found[Method('FMA', name, partial(fma, **settings),
-                             modes)] = settings
-    return found
+def fma_forms(longest: int) -> List[Method]:
+    """All forms with cells up to a size."""
+    return [
+        Method('FMA', f'{"linear, " * pooled}cell {cell}, rank {rank}',
+               partial(fma, cell_size=cell, rank=rank, pool_queries=pooled),
+               (False, ) if pooled else (True, False))
+        for forms, pooled in ((FORMS, False), (LINEAR, True))
+        for cell, rank in forms if cell <= longest
+    ]
 
 
-def check_fma(method: Method, settings: Dict[str, Any],
-              head_dim: int) -> float:
+def check(form: Method, head_dim: int) -> float:
     """The largest error against the dense definition, on a ragged piece."""
-    length = 13 * settings['cell_size'] // 2 + 1
-    query, key, value = torch.randn(3, 1, length, 1, head_dim)
-    at = torch.arange(length)
-    subject = Subject(rotate(query, at), rotate(key, at), value, query, key)
+    length = 13 * form.prepare.keywords['cell_size'] // 2 + 1
+    # One head: the definition holds all pairs.
+    given = torch.randn(3, 1, length, 1, head_dim)
+    subject = Subject(*given, given.permute(1, 2, 0, 3, 4).flatten(2))
     return max(
-        float((
-            method.prepare(subject, causal, None)() -
-            fma(subject, causal, backend='naive', **settings)()).abs().max())
-        for causal in method.modes)
+        float((form.prepare(subject, causal)() -
+               form.prepare(subject, causal, backend='naive')()).abs().max())
+        for causal in form.modes)
 
 
 # ----------------------------------------------------------------- measure
@@ -299,8 +290,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     for family, reason in missing.items():
         print(f'{family} is left out: {reason}')
     forms = fma_forms(args.length // 8)
-    head_dim = subject.query.shape[-1]
-    checks = {x.name: check_fma(x, own, head_dim) for x, own in forms.items()}
+    checks = {x.name: check(x, subject.query.shape[-1]) for x in forms}
     wrong = {k: x for k, x in checks.items() if not x <= TOLERANCE}
     if wrong:
         raise UserError(f'FMA is wrong by {wrong}; nothing was measured')

@@ -7,8 +7,6 @@ example)`` returns the call to time. Inputs begin with query, key and value;
 they and the output are ``[1, N, heads, head_dim]``. ``example`` holds inputs
 of another text and their exact output, to fit weights on.
 """
-import contextlib
-import io
 from functools import partial
 from importlib import import_module
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
@@ -24,7 +22,6 @@ from fma_vision.utils.errors import one_line
 # Distributions by family.
 PACKAGES = {
     'H-Transformer-1D': 'h-transformer-1d',
-    'Performer': 'performer-pytorch',
     'Nystromformer': 'nystrom-attention'
 }
 BAND, MAPS = 20, 2
@@ -86,40 +83,6 @@ def h_transformer(inputs: Inputs,
 
     def call() -> Tensor:
         out = layer(x).unflatten(-1, (heads, -1))
-        return out[..., :-1] / out[..., -1:]
-
-    return call
-
-
-def performer(inputs: Inputs,
-              causal: bool,
-              _: Any = None,
-              features: int = 266,
-              chunk: int = 128) -> Call:
-    """The package's features; causal sums chunk by chunk.
-
-    Its own causal form without CUDA code writes a matrix for every token.
-    """
-    module = import_module('performer_pytorch.performer_pytorch')
-    query, key, value = heads_first(inputs)
-    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
-        torch.manual_seed(0)
-        layer = module.FastAttention(query.shape[-1], nb_features=features)
-    if not causal:
-        return lambda: layer(query, key, value).transpose(1, 2)
-    project = partial(
-        module.softmax_kernel, projection_matrix=layer.projection_matrix)
-
-    def call() -> Tensor:
-        # [1, heads, N, features], and values with a channel of ones
-        given = (project(query, is_query=True), project(key, is_query=False),
-                 nn.functional.pad(value, (0, 1), value=1.))
-        before, parts = 0., []
-        for q, k, v in zip(*(x.split(chunk, 2) for x in given)):
-            inside = (q @ k.transpose(-2, -1)).tril() @ v
-            parts.append(inside + q @ before if parts else inside)
-            before = before + k.transpose(-2, -1) @ v
-        out = torch.cat(parts, 2).transpose(1, 2)
         return out[..., :-1] / out[..., -1:]
 
     return call
@@ -196,12 +159,6 @@ def rivals() -> Tuple[List[Method], Dict[str, str]]:
                 partial(h_transformer, block=size), (True, False),
                 'the package leaves out pairs: bidirectional, half of '
                 'them; causal, most of the far ones') for size in (16, 64, 128)
-        ],
-        'Performer': [
-            Method('Performer', f'{count} features',
-                   partial(performer, features=count), (True, False),
-                   'features of the package, causal sums in chunks')
-            for count in (266, 1024)  # 64 log 64 is the package's default
         ],
         'Nystromformer': [
             Method('Nystromformer', f'{count} landmarks',

@@ -38,10 +38,6 @@ def test_all_layers_are_measured(tool, load_script, tmp_path,
             errors = row['errors']
             assert {'alone', 'float32'} <= set(errors)
             assert ('definition' in errors) == row['layer'].startswith('FMA')
-            assert ('all tokens' in errors) == (
-                type(tool.build(part, row['layer'],
-                                (21, ) * len(shapes[0]))).__name__
-                in tool.SEEN)
     rows = {(r['layer'], *r['shape']): r for r in found['maps']['rows']}
     # Two products of 144 x 144 pairs and four linear layers of 8 channels.
     assert rows['FullAttention', 12,
@@ -74,8 +70,11 @@ def test_a_slow_size_is_left_out(tool, load_script, tmp_path,
 
 @pytest.mark.parametrize('name, change', [
     ('FMA', None),
-    ('NeighborhoodAttention', lambda layer: layer.register_forward_hook(
-        lambda module, args, out: out * 1.001)),
+    ('NeighborhoodAttention',
+     lambda layer: layer.register_forward_hook(lambda module, args, out: out *
+                                               (1 + .01 *
+                                                (out.dtype == torch.float32)))
+     ),
     ('MANOAttention', lambda layer: layer.register_forward_hook(
         lambda module, args, out: out + args[0].mean(0))),
 ])

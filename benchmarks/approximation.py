@@ -4,7 +4,9 @@ One layer's worth of queries, keys and values from two middle layers of a
 trained language model; float64 softmax attention is the truth. Train the
 model, then measure::
 
-    python tools/train.py configs/lm/full-lm-nano-4h_1xb2-3k_books-1k.py
+    python tools/train.py configs/lm/full-lm-nano_1xb2-3k_books-1k.py \\
+        --work-dir work_dirs/full-lm-nano-4h_1xb2-3k_books-1k \\
+        --cfg-options model.net.num_heads=4
     python tools/train.py configs/lm/full-lm-nano-4h_1xb1-40_books-16k.py
     python benchmarks/approximation.py       # --no-timing: errors alone
     python benchmarks/tables.py

@@ -81,13 +81,19 @@ def test_metafile(path: Path) -> None:
         weights = model.get('Weights')
         if weights is not None and '://' not in weights:
             assert (ROOT / weights).is_file(), weights
-    configs = {
-        p.stem
-        for p in path.parent.glob('*.py')
-        # Another way to test the same weights.
-        if not p.stem.endswith('_tta')
-    }
-    assert configs <= set(names)
+    assert {p.stem for p in path.parent.glob('*.py')} == set(names)
+
+
+def test_shipped_weights_are_in_metafiles() -> None:
+    """Each file once, with the config that it is of."""
+    models = [
+        model for path in METAFILES
+        for model in yaml.safe_load(path.read_text())['Models']
+    ]
+    named = [model['Weights'] for model in models if 'Weights' in model]
+    assert sorted(named) == sorted(
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / 'demo/weights').glob('*.pth'))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,7 @@ def test_recipes_in_metafiles(path: Path) -> None:
 
 RESULTS = [(path, model) for path in METAFILES
            for model in yaml.safe_load(path.read_text())['Models']
-           if 'Training' in model]
+           if 'protocol,' in model.get('Training', '')]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +148,17 @@ def test_scores_in_metafiles(model: dict) -> None:
                      if k in ('mIoU', 'accuracy/top1'))
     shown, = model['Results'][0]['Metrics'].values()
     assert shown == pytest.approx(value, abs=.00501)
+
+
+@pytest.mark.parametrize('name', ['books_lm_shipped', 'street8'])
+def test_scores_of_other_weights_in_metafiles(name: str) -> None:
+    test = json.loads((ROOT / f'benchmarks/results/{name}.json').read_text())
+    model, = (
+        model for path in METAFILES
+        for model in yaml.safe_load(path.read_text())['Models']
+        if model.get('Weights') == test['checkpoint'])
+    shown = [x for r in model['Results'] for x in r['Metrics'].values()]
+    assert shown and {*shown} <= {*test['metrics'].values()}
 
 
 def test_nothing_measured_leaves_places_empty(tables) -> None:

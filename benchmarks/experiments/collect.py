@@ -63,8 +63,8 @@ def run_line(place: Any) -> Dict[str, Any]:
     # Loaders and loops do not make another model, but another training.
     given = {**note['options'], **note['train_options']}
     model = {k: x for k, x in given.items() if k.startswith('model.')}
-    kept = ('protocol', 'name', 'dataset', 'attention', 'config', 'start',
-            'seed', 'amp')
+    kept = ('protocol', 'name', 'dataset', 'attention', 'config', 'base',
+            'start', 'seed', 'amp')
     machine = note['environment']
     commit = machine.get('commit') or {}
     return dict(

@@ -1,16 +1,16 @@
 """The runs of the experiments: plain data, read from full.yml and reduced.yml.
 
-A run is a config, a seed and options that `tools/train.py --cfg-options`
-takes. Names are stable, because results and work folders go by them:
-``<dataset>/<attention>`` for a comparison, ``<dataset>/<attention>-<what>``
-where something else differs, ``ablations/<what>`` for FMA on CIFAR-10.
+A run is a config, an attention layer to put into it, a seed, and options that
+`tools/train.py --cfg-options` takes. Names are stable, because results and
+work folders go by them: ``<dataset>/<attention>`` for a comparison,
+``<dataset>/<attention>-<what>`` where something else differs,
+``ablations/<what>`` for FMA on CIFAR-10.
 
 An entry of ``runs`` is one run for each of its ``attentions`` (all by
-default): ``{}`` in ``name`` and ``start`` becomes the attention, ``{prefix}``
-in ``config`` what its configs' names begin with. ``seeds`` says how many
-seeds an attention has, 1 by default, ``scales`` which of them are tested at
-several sizes. ``options`` hold in training and test, ``train_options`` in
-training only.
+default): ``{}`` in ``name`` and ``start`` becomes the attention. ``seeds``
+says how many seeds an attention has, 1 by default, ``scales`` which of them
+are tested at several sizes. ``options`` hold in training and test,
+``train_options`` in training only.
 """
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -19,14 +19,14 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import yaml
 
-# Attention layers in the results, and what their configs' names begin with.
+# Attention layers in the results, and the part that puts each into a config,
+# which has FMA by itself.
 ATTENTIONS = {
-    'fma': 'fma',
-    'fma_linear': 'fma-linear',
-    'window': 'swin',
-    'full': 'full',
-    'mano': 'mano',
-    'fmmformer': 'fmmformer',
+    'fma': None,
+    **{
+        name: f'configs/_base_/attention/{name}.py'
+        for name in ('fma_linear', 'window', 'full', 'mano', 'fmmformer')
+    }
 }
 # Whole images at these multiples of the size that a config tests at.
 SCALES = (1, 2, 4)
@@ -42,6 +42,7 @@ class Run:
         dataset: Of the name.
         attention: One of ``ATTENTIONS``.
         config: Path from the checkout.
+        base: Path of the attention's part, for ``--base``.
         seed: Of weights and data order.
         options: For ``--cfg-options``, in training and test.
         train_options: The same, in training only.
@@ -54,12 +55,18 @@ class Run:
     dataset: str
     attention: str
     config: str
+    base: Optional[str] = None
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     train_options: Mapping[str, Any] = field(default_factory=dict)
     amp: bool = False
     start: Optional[str] = None
     scales: Tuple[int, ...] = ()
+
+    @property
+    def model(self) -> List[str]:
+        """The config and its part, for a command."""
+        return [self.config, *(['--base', self.base] if self.base else [])]
 
     @property
     def key(self) -> str:
@@ -89,7 +96,8 @@ def expand(entry: Dict[str, Any], seed: int) -> List[Run]:
         Run(entry['name'].format(attention),
             entry['name'].partition('/')[0],
             attention,
-            entry['config'].format(prefix=ATTENTIONS[attention]),
+            entry['config'],
+            ATTENTIONS[attention],
             seed,
             start=start and start.format(attention),
             scales=SCALES if attention in scaled and not seed else (),

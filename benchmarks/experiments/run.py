@@ -164,7 +164,7 @@ def train_command(place: Place, minutes: Optional[float]) -> List[str]:
         **start_options(place)
     }
     return [
-        'tools/train.py', run.config, '--work-dir',
+        'tools/train.py', *run.model, '--work-dir',
         place.folder.as_posix(), *(['--amp'] if run.amp else []),
         *(['--resume', found.as_posix()] if found else []),
         *(['--time-limit', f'{minutes:.2f}'] if minutes else []),
@@ -195,7 +195,7 @@ def larger(config: str, scale: int) -> Dict[str, Any]:
 def test_commands(place: Place) -> List[List[str]]:
     """The commands that test what a run has trained, done ones left out."""
     return [[
-        'tools/test.py', place.run.config,
+        'tools/test.py', *place.run.model,
         place.checkpoint.as_posix(), '--work-dir',
         path.with_suffix('').as_posix(), '--out',
         path.as_posix(), *option_list({
@@ -312,7 +312,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if args.list:
         for place in places:
             print(f'{place.state():8} {place.run.key:44} '
-                  f'{Path(place.run.config).stem}')
+                  f'{" ".join(place.run.model)}')
     elif args.action == 'collect':
         collect.collect(places)
     else:

@@ -52,10 +52,6 @@ def where_gpu(environment: dict) -> str:
             '`kernels/benchmarks/gpu.sh`')
 
 
-def milliseconds(summary: dict) -> str:
-    return f'{summary["median"] * 1e3:.0f}'
-
-
 def number(value: Optional[float], unit: str = '') -> str:
     """Three digits, or a dash for what was not measured."""
     if value is None:

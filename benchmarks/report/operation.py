@@ -27,8 +27,15 @@ def cpu_table(title: str, head: List[str], rows: List[dict],
     return f'{title}\n\n{table(["tokens", *head], lines)}' if rows else None
 
 
-def cpu_page(found: dict, sections: List[Optional[str]], *parts:
-             str) -> Optional[str]:
+# How the numbers were made.
+OPS = ('`python benchmarks/ops.py`: float32 unless stated, rank 1, averages, '
+       'batch 1')
+
+
+def cpu_page(found: dict,
+             sections: List[Optional[str]],
+             *parts: str,
+             how: str = OPS) -> Optional[str]:
     """Sections, and the places where their parts were measured."""
     sections = [x for x in sections if x]
     if not sections:
@@ -40,10 +47,7 @@ def cpu_page(found: dict, sections: List[Optional[str]], *parts:
     place = '; '.join({where(part['environment']): None for part in used})
     between = (f', the middle half of the samples {median(spread):.0%} wide '
                f'as a rule, {max(spread):.0%} at most' if spread else '')
-    return '\n\n'.join([
-        *sections, f'{place}; `python benchmarks/ops.py`: float32 unless '
-        f'stated, rank 1, averages, batch 1, medians{between}'
-    ])
+    return '\n\n'.join([*sections, f'{place}; {how}, medians{between}'])
 
 
 def ms(row: dict, name: str) -> str:

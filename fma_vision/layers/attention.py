@@ -4,7 +4,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from fma_kernels import Hierarchy, fma1d, fma2d
 
@@ -123,7 +122,6 @@ class _FMAttention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.unbind(-3)
         options: Dict[str, Any] = dict(num_levels=self.num_levels)
-        bias = self.proj.bias
         learned = self.key_summaries.learned
         rotary = self.positions == 'rotary'
         if learned or self.positions:
@@ -137,9 +135,6 @@ class _FMAttention(nn.Module):
         relative = self.relative_position_bias_table
         if relative is not None:
             options.update(relative.tables(tree.num_levels))
-        for part in self._parts_by_level():
-            idle = part.idle(tree.num_levels)
-            bias = bias if idle is None else bias + idle
         if self.pool_queries:
             options['pool_queries'] = True
             if self.query_summaries.learned or rotary:
@@ -167,7 +162,11 @@ class _FMAttention(nn.Module):
             backend=self.backend,
             **options)
         out = out.flatten(-2)  # [B, *grid, dim]
-        return self.proj_drop(F.linear(out, self.proj.weight, bias))
+        out = self.proj_drop(self.proj(out))
+        for part in self._parts_by_level():
+            idle = part.idle(tree.num_levels)
+            out = out if idle is None else out + idle
+        return out
 
     def _parts_by_level(self) -> List[nn.Module]:
         """What owns weights for each level."""

@@ -6,6 +6,8 @@ import torch
 import torch.nn as nn
 from timm.layers import resample_abs_pos_embed_nhwc, trunc_normal_
 
+from .depthwise import DepthwiseConv2d
+
 
 def check_rotary(head_dim: int, base: float, ndim: int = 1) -> None:
     """Check what :func:`rotate` needs to know beforehand.
@@ -50,20 +52,41 @@ def rotate(x: torch.Tensor,
         ValueError: If ``head_dim`` does not split into pairs for each axis,
             or ``base`` is not positive.
     """
-    axes = [positions] if torch.is_tensor(positions) else list(positions)
-    check_rotary(x.shape[-1], base, len(axes))
-    share = x.shape[-1] // len(axes)  # channels of an axis
-    # Around position 1e6, float32 angles would be 0.06 apart.
-    wide = angle_dtype(x.device)
-    exponents = torch.arange(0, share, 2, dtype=wide, device=x.device)
-    speed = base**(-exponents / share)
-    angles = [at.to(wide)[..., None, None] * speed for at in axes]
     # Turned in float32 or wider, rounded once.
     dtype = torch.promote_types(x.dtype, torch.float32)
     cos, sin = (
-        _side_by_side([function(angle).to(dtype) for angle in angles])
-        for function in (torch.cos, torch.sin))
+        t.to(dtype).unsqueeze(-2)
+        for t in rotary_table(positions, x.shape[-1], base))
     return _Turn.apply(x.to(dtype), cos, sin).to(x.dtype)
+
+
+def rotary_table(positions: Union[torch.Tensor, Sequence[torch.Tensor]],
+                 head_dim: int,
+                 base: float = 10000.) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the angles by which :func:`rotate` turns.
+
+    Args:
+        positions, base: As for :func:`rotate`.
+        head_dim (int): Channels of a head.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``[..., head_dim / 2]``, in float64 where the
+        device has it.
+
+    Raises:
+        ValueError: As :func:`rotate`.
+    """
+    axes = [positions] if torch.is_tensor(positions) else list(positions)
+    check_rotary(head_dim, base, len(axes))
+    share = head_dim // len(axes)  # channels of an axis
+    # Around position 1e6, float32 angles would be 0.06 apart.
+    device = axes[0].device
+    wide = angle_dtype(device)
+    exponents = torch.arange(0, share, 2, dtype=wide, device=device)
+    speed = base**(-exponents / share)
+    angles = [at.to(wide)[..., None] * speed for at in axes]
+    return (_side_by_side([angle.cos() for angle in angles]),
+            _side_by_side([angle.sin() for angle in angles]))
 
 
 def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -109,19 +132,6 @@ def angle_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == 'mps' else torch.float64
 
 
-class _DepthwiseConv2d(nn.Conv2d):
-    """Depthwise convolution whose weight gradient has the usual strides.
-
-    For channels-last input the gradient of ``[C, 1, k, k]`` comes with other
-    (equivalent) strides, about which DDP warns; two views restore them.
-    """
-
-    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor,
-                      bias: Optional[torch.Tensor]) -> torch.Tensor:
-        return super()._conv_forward(x,
-                                     weight.flatten(1).view_as(weight), bias)
-
-
 class ConditionalPosition(nn.Module):
     """Position from a residual depthwise convolution (arXiv 2102.10882).
 
@@ -138,8 +148,7 @@ class ConditionalPosition(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError('kernel_size must be odd and positive, got '
                              f'{kernel_size}')
-        self.conv = _DepthwiseConv2d(
-            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.conv = DepthwiseConv2d(dim, kernel_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, H, W, dim]`` to the same shape."""

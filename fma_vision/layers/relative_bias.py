@@ -125,7 +125,9 @@ class RelativeBias(nn.Module):
         See ``idle`` of learned summaries. One level is enough to bring the
         whole parameter into the graph.
         """
-        return None if num_levels else self.far_bias.sum() * 0
+        if num_levels or not torch.is_grad_enabled():
+            return None
+        return self.far_bias.sum() * 0
 
     # ------------------------------------------------------------- loading
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any,

@@ -107,8 +107,10 @@ class _LearnedSummaries(nn.Module):
 
         A small grid needs few levels; adding this to anything keeps the
         other weights in the graph, so that DDP finds no unused parameter.
-        None where all weights are used.
+        None where all weights are used, or nobody asks for gradients.
         """
+        if not torch.is_grad_enabled():
+            return None
         unused = self.weights()[num_levels:]
         return sum(weight.sum() for weight in unused) * 0 if unused else None
 

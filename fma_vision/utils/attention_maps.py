@@ -114,8 +114,7 @@ def _probe(layer: nn.Module) -> nn.Module:
     for part in probe.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
-    probe.proj.weight.copy_(torch.eye(layer.dim))
-    probe.proj.bias.zero_()
+    probe.proj = nn.Identity()
     return probe
 
 

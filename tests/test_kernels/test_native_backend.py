@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from compare import compare, leaves, missing, run
-from native_cases import ISAS, draw, supported
+from native_cases import ISAS, compare_stream, draw, supported
 
 from fma_kernels import Hierarchy, fma1d, fma2d
 from fma_kernels.backends.native import build, call
@@ -528,6 +528,16 @@ def test_explain_backend_where_it_is_turned_off() -> None:
     explicit = EXPLAIN.replace('cell_size=2', "cell_size=2, backend='native'")
     result = python('-c', explicit, FMA_KERNELS_NATIVE='0')
     assert "backend='native' cannot run: FMA_KERNELS_NATIVE=0" in result.stderr
+
+
+@pytest.mark.parametrize('isa', ISAS)
+def test_stream(isa, monkeypatch) -> None:
+    """New tokens from a state of the past, against the whole sequence."""
+    if isa not in supported():
+        pytest.skip(f'this processor has no {isa}')
+    monkeypatch.setenv('FMA_KERNELS_ISA', isa)
+    for seed in range(150):
+        compare_stream(seed)
 
 
 @pytest.mark.slow

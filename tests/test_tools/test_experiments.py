@@ -5,6 +5,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,6 +115,12 @@ def driver(scripts, small, load_script, tmp_path, monkeypatch):
 
     return SimpleNamespace(
         main=main, calls=calls, runs=runs, folder=work / 'reduced')
+
+
+def settings(run, options=None):
+    """The config of a run, its part merged."""
+    bases = [str(ROOT / run.base)] if run.base else []
+    return load_config(str(ROOT / run.config), options, bases)
 
 
 def state_of(path: Path) -> dict:
@@ -237,8 +244,9 @@ def test_names_are_stable_and_configs_there(scripts) -> None:
         assert len(set(keys)) == len(keys)
         for place, run in enumerate(runs):
             assert (ROOT / run.config).is_file(), run.config
-            assert Path(run.config).name.startswith(
-                scripts.protocol.ATTENTIONS[run.attention]) or run.options
+            assert Path(run.config).name.startswith('fma-')
+            assert run.base == scripts.protocol.ATTENTIONS[run.attention]
+            assert run.base is None or (ROOT / run.base).is_file(), run.base
             if run.start:
                 assert f'{run.start}/seed{run.seed}' in keys[:place]
     for dataset in ('tiny_imagenet100', 'camvid'):
@@ -264,8 +272,13 @@ def test_results_are_of_the_protocol(scripts) -> None:
         run = runs[line['protocol'], line['name'], line['seed']]
         options = {**run.options, **run.train_options}
         assert line['start'] == run.start and line['amp'] == run.amp
-        for key, value in {**line['options'], **line['training']}.items():
-            assert options[key] == value, run.key
+        given = {**line['options'], **line['training']}
+        if not given.items() <= options.items():
+            # What was an option has become a config or a part of one.
+            cfg = settings(run, options)
+            for key, value in given.items():
+                assert reduce(lambda x, k: x[k], key.split('.'),
+                              cfg) == value, run.key
 
 
 def parsed(scripts, options) -> dict:
@@ -288,8 +301,7 @@ def test_changed_models_build(scripts) -> None:
             if not changes or str(run.options) in seen:
                 continue
             seen.add(str(run.options))
-            cfg = load_config(str(ROOT / run.config), run.options)
-            plain = load_config(str(ROOT / run.config))
+            cfg, plain = settings(run, run.options), settings(run)
             part = 'net' if run.dataset == 'books' else 'backbone'
             assert cfg.model[part] != plain.model[part], run.key
             with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -300,11 +312,11 @@ def test_changed_models_build(scripts) -> None:
 def test_reduced_counts_iterations(scripts) -> None:
     """Short enough for a CPU, in one process, down to the last step."""
     trainings = {
-        (run.config, str(run.train_options)): run
+        (run.config, run.base, str(run.train_options)): run
         for run in scripts.protocol.read('reduced')
     }
     for run in trainings.values():
-        cfg = load_config(str(ROOT / run.config), dict(run.train_options))
+        cfg = settings(run, dict(run.train_options))
         assert cfg.train_cfg.type == 'IterBasedTrainLoop', run.key
         assert cfg.train_cfg.max_iters <= 4000, run.key  # half an hour
         assert cfg.train_dataloader.num_workers == 0, run.key

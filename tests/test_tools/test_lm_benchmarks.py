@@ -27,13 +27,6 @@ TWIN = NANO.replace("'FMAttention1D', cell_size=4, rank=2",
 
 
 @pytest.fixture
-def streaming(load_script, monkeypatch):
-    module = load_script('tools/analysis_tools/benchmark_lm.py')
-    monkeypatch.setattr(module, 'CHECK_LENGTH', 53)
-    return module
-
-
-@pytest.fixture
 def tables(load_script, tmp_path, monkeypatch):
     """The tables of what lies in the test's own folder."""
     module = load_script('benchmarks/tables.py')
@@ -50,50 +43,47 @@ def configs(tmp_path):
     return [str(path) for path in paths]
 
 
-def test_streaming(streaming, tables, configs, tmp_path, capsys):
-    out = tmp_path / 'lm_streaming_cpu.json'
-    streaming.main([
-        configs[0], '--twin', configs[1], '--contexts', '32', '256',
-        '--twin-contexts', '32', '--steps', '10', '--threads',
+@pytest.mark.slow
+def test_language_model(load_script, tables, tmp_path, capsys):
+    """A rehearsal of all parts but compilation, and the tables from them."""
+    module = load_script('benchmarks/language_model.py')
+    module.CHECK_LENGTH = 53
+    out = tmp_path / 'language_model_cpu.json'
+    parts = ['streaming']
+    if (module.ROOT / 'data/books/valid.txt').exists():
+        parts.append('precision')
+    module.main([
+        '--quick', '--threads',
         str(torch.get_num_threads()), '--out',
-        str(out)
+        str(out), '--parts', *parts
     ])
     found = json.loads(out.read_text())
-    ours, twin = found['models']
-    short, long = ours['rows']
-    assert (short['context'], long['context']) == (32, 256)
-    # Four steps are not timed, and half of the others come before.
-    assert long['prefill_tokens'] == 256 - 9
-    assert long['state_tokens'] == 256 + 5
-    # Keys and values of 2 layers, 8 channels, float32.
-    assert long['cache_bytes'] == 261 * 2 * 2 * 8 * 4
-    assert long['state_over_cache'] < 1
-    assert twin['rows'][0]['state_over_cache'] == 1
-    assert ours['ratios'] == dict(
-        contexts=[256, 32],
-        step_seconds=long['step_seconds']['median'] /
-        short['step_seconds']['median'],
-        state_bytes=long['state_bytes'] / short['state_bytes'])
-    assert max(m['check']['relative_error'] for m in found['models']) < 1e-4
-    assert all(row['prefill_peak_bytes'] > 0 for row in ours['rows'])
-    assert capsys.readouterr().out.count(configs[1]) == 1
+    *rows, floor = found['streaming']['rows']
+    assert floor['model'] == 'linear layers'
+    ours = [row for row in rows if row['model'] == 'shipped']
+    full = [row for row in rows if row['model'] == 'full attention']
+    assert [row['context'] for row in ours] == [128, 256, 1024, 4096]
+    # A warm-up, a trial and a sample of 64 steps each.
+    assert ours[-1]['state_tokens'] == 4096 + 3 * 64
+    # Keys and values of 4 layers, 256 channels, float32.
+    assert ours[-1]['cache_bytes'] == 4288 * 2 * 4 * 256 * 4
+    assert ours[-1]['state_over_cache'] < .2 < full[0]['state_over_cache']
+    assert full[0]['state_over_cache'] == 1
+    assert all(row['prefill_peak_bytes'] > 0 for row in rows)
     text = tables['language model streaming']()
-    assert '| `nano`, 256 |' in text and '| `twin`, 32 |' in text
-    assert f'{ours["ratios"]["state_bytes"]:.2f} × the bytes' in text
+    assert '| shipped | 4,096 |' in text and 'ms a step' in text
+    if 'precision' in found:
+        scores = found['precision']['rows'][0]['bits_per_character']
+        assert list(scores) == ['float32', 'bfloat16', 'int8']
+        assert 1 < scores['float32'] < 4
+        assert abs(scores['int8'] - scores['float32']) < .1
 
 
-def test_streaming_refuses(streaming, configs, tmp_path, monkeypatch, capsys):
+def test_language_model_refuses(load_script, monkeypatch):
     from fma_vision.engine import UserError
-    with pytest.raises(SystemExit):
-        streaming.parse_args(['--contexts', '2048', '64'])
-    assert 'each context must exceed 68 tokens' in capsys.readouterr().err
-    masked = tmp_path / 'masked.py'
-    masked.write_text(NANO.replace('depth=2', 'depth=2, causal=False'))
-    with pytest.raises(UserError, match='no causal language model'):
-        streaming.build(str(masked), None, 0)
-    with pytest.raises(UserError, match='no checkpoint file'):
-        streaming.build(configs[0], str(tmp_path / 'none.pth'), 0)
-    net = streaming.build(configs[0], None, 0)
+    module = load_script('benchmarks/language_model.py')
+    net = module.drawn()
+    assert module.check(net, 'nano', 53) < 1e-4
     step = net.step
 
     def forgetful(token, state):
@@ -101,16 +91,7 @@ def test_streaming_refuses(streaming, configs, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(net, 'step', forgetful)
     with pytest.raises(UserError, match='differs from the parallel form'):
-        streaming.check(net, 'nano')
-
-
-def test_streaming_loads_weights(streaming, configs, tmp_path):
-    from fma_vision.utils.configs import build_model, load_model_config
-    model = build_model(load_model_config(configs[0]))
-    torch.save(model.state_dict(), tmp_path / 'nano.pth')
-    net = streaming.build(configs[0], str(tmp_path / 'nano.pth'), 5)
-    for name, value in model.net.state_dict().items():
-        assert torch.equal(net.state_dict()[name], value), name
+        module.check(net, 'nano', 53)
 
 
 def test_tables_without_results(tables):

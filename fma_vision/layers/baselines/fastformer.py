@@ -10,6 +10,24 @@ from ..common import check_tokens, drop_masked
 from .base import SequenceAttention
 
 
+class HeadScores(nn.Module):
+    """One number for each token and head, from one vector per head.
+
+    Args:
+        num_heads (int): Heads.
+        head_dim (int): Channels of a head.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, head_dim))
+        nn.init.normal_(self.weight, std=.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, N, heads, head_dim]`` to ``[B, heads, N]``."""
+        return torch.einsum('bnhd,hd->bhn', x, self.weight.to(x.dtype))
+
+
 class Fastformer(SequenceAttention):
     """Additive attention through one global query and key.
 
@@ -54,19 +72,17 @@ class Fastformer(SequenceAttention):
                              f'positions must be None, got {positions!r}; a '
                              "language model may add 'learned' ones")
         super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
-        # One vector per head.
-        self.query_score = nn.Linear(self.head_dim, num_heads, bias=False)
-        self.key_score = nn.Linear(self.head_dim, num_heads, bias=False)
+        self.query_score = HeadScores(num_heads, self.head_dim)
+        self.key_score = HeadScores(num_heads, self.head_dim)
 
     def attention_macs(self, length: int) -> int:
         """Multiply-adds of one sequence outside the two linear layers."""
         return 4 * length * self.dim
 
-    def _mean(self, x: torch.Tensor, score: nn.Linear,
+    def _mean(self, x: torch.Tensor, score: HeadScores,
               key_mask: Optional[torch.Tensor]) -> torch.Tensor:
         """Mean of ``[B, N, heads, head_dim]``, weighted: one per head."""
-        logits = torch.einsum('bnhd,hd->bhn', x, score.weight.to(x.dtype))
-        logits = logits * self.head_dim**-.5
+        logits = score(x) * self.head_dim**-.5
         if key_mask is not None:
             absent = ~key_mask[:, None]  # [B, 1, N]
             # Not -inf: a softmax over nothing would be NaN.

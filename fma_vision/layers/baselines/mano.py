@@ -122,9 +122,9 @@ class MANOAttention(nn.Module):
         if self.down is None:
             x = F.avg_pool2d(x, ratio) / share.clamp(min=ratio**-2)
         else:
-            x = F.conv2d(x, self.down.weight, stride=ratio)
-            x = x / share.clamp(min=ratio**-2).to(x.dtype)
-            x = x + self.down.bias.to(x.dtype)[:, None, None]
+            x = self.down(x)
+            bias = self.down.bias.to(x.dtype)[:, None, None]
+            x = (x - bias) / share.clamp(min=ratio**-2).to(x.dtype) + bias
         if mask is not None:
             mask = share[:, 0] > 0
         return x.permute(0, 2, 3, 1), mask

@@ -19,7 +19,9 @@ class FMALMHead(nn.Module):
         embed_dims (int): Channels.
         vocab_size (int): Tokens, the mask token included where there is one.
         tied (bool): Project with the embedding's weight, which the model
-            hands over; else with an own one. Defaults to True.
+            hands over and which no adapter of the embedding or int8
+            conversion of linear layers changes; else with an own linear
+            layer. Defaults to True.
         objective (str): ``'causal'`` predicts each next token, ``'masked'``
             predicts hidden ones (the 80/10/10 recipe of BERT).
         ignore_index (int): Targets that do not count. Defaults to -100.
@@ -73,13 +75,15 @@ class FMALMHead(nn.Module):
         own = masked and self.mask_id == self.vocab_size - 1
         return max(self.vocab_size - own, 1)
 
-    def _weight(self, weight: Optional[torch.Tensor]) -> torch.Tensor:
+    def _logits(self, x: torch.Tensor,
+                weight: Optional[torch.Tensor]) -> torch.Tensor:
+        x = self.norm(x)
         if not self.tied:
-            return self.proj.weight
+            return self.proj(x)
         if weight is None:
             raise ValueError('a tied head needs the embedding weight '
                              f'[{self.vocab_size}, embed_dims]')
-        return weight
+        return F.linear(x, weight)
 
     def forward(self,
                 x: torch.Tensor,
@@ -97,7 +101,7 @@ class FMALMHead(nn.Module):
         Raises:
             ValueError: If a tied head gets no weight.
         """
-        return F.linear(self.norm(x), self._weight(weight))
+        return self._logits(x, weight)
 
     def corrupt(
             self,
@@ -166,7 +170,6 @@ class FMALMHead(nn.Module):
                              f'{tuple(targets.shape)}')
         targets = targets.long()
         counted = targets != self.ignore_index
-        weight = self._weight(weight)
         if self.objective == 'masked':
             # Few tokens are asked for: only those are projected.
             each = self._each(x[counted], targets[counted], weight)
@@ -178,11 +181,11 @@ class FMALMHead(nn.Module):
         return total, counted.sum(1)
 
     def _each(self, x: torch.Tensor, targets: torch.Tensor,
-              weight: torch.Tensor) -> torch.Tensor:
+              weight: Optional[torch.Tensor]) -> torch.Tensor:
         """-log p of tokens ``[T, embed_dims]``, ``[T]``."""
 
         def part(x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            logits = F.linear(self.norm(x), weight)
+            logits = self._logits(x, weight)
             return F.cross_entropy(
                 logits.to(torch.promote_types(logits.dtype, torch.float32)),
                 targets,

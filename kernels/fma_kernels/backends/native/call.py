@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...geometry import Hierarchy
 from ...pooling import packed_mass
-from .library import library
+from .library import library, unavailable
 
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 _MAX_LEVELS = 32
@@ -30,6 +30,12 @@ class Rows(ctypes.Structure):
         batch, *grid, head, _ = x.stride()
         return cls(x.data_ptr(),
                    (batch, *grid, *(0, ) * (2 - len(grid)), head))
+
+
+def usable(x: Tensor) -> bool:
+    """Whether entry points that read float32 alone take this tensor."""
+    return (x.device.type == 'cpu' and x.dtype == torch.float32
+            and unavailable() is None)
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -117,7 +123,19 @@ class Pooling(ctypes.Structure):
     ]
 
 
-def _pair(sides: Sequence[int]) -> Tuple[int, int]:
+class Weighing(ctypes.Structure):
+    """``struct fma_weighing``."""
+    _fields_ = [
+        *((name, _int64)
+          for name in ('batch', 'heads', 'dim', 'threads', 'parts')),
+        *((name, _int64 * 2) for name in ('grid', 'cells', 'width')),
+        ('tokens', Rows),
+        ('taps', _pointer),
+        ('out', _pointer),
+    ]
+
+
+def pair(sides: Sequence[int]) -> Tuple[int, int]:
     """A sequence is an image of one column."""
     return tuple(sides) if len(sides) == 2 else (sides[0], 1)
 
@@ -125,7 +143,7 @@ def _pair(sides: Sequence[int]) -> Tuple[int, int]:
 @lru_cache(maxsize=256)
 def _levels(hierarchy: Hierarchy) -> Tuple[ctypes.Array, ctypes.Array]:
     """``level_grid`` and ``level_start``."""
-    grids = [(_int64 * 2)(*_pair(grid)) for grid in hierarchy.grids]
+    grids = [(_int64 * 2)(*pair(grid)) for grid in hierarchy.grids]
     return ((_int64 * 2 * _MAX_LEVELS)(*grids),
             (_int64 * _MAX_LEVELS)(*hierarchy.level_starts))
 
@@ -142,8 +160,8 @@ def fill_geometry(call: ctypes.Structure, query: Tensor,
                                         query.shape[-1])
     call.dtype = _DTYPES[query.dtype]
     call.threads = torch.get_num_threads()
-    call.grid = _pair(hierarchy.shape)
-    call.cell, call.rank = (_pair(x) for x in sides)
+    call.grid = pair(hierarchy.shape)
+    call.cell, call.rank = (pair(x) for x in sides)
     call.levels = hierarchy.num_levels
     call.total = hierarchy.num_summaries
     call.level_grid, call.level_start = _levels(hierarchy)

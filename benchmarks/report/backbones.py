@@ -1,10 +1,9 @@
-"""Tables of the backbones and of the weights for street scenes."""
+"""Tables of the backbones."""
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
-from .formats import number, table, where_gpu
+from .formats import load, number, table, where_gpu
 from .operation import cpu_page, cpu_rows, ms
-from .reading import load
 
 HOW = '`python benchmarks/backbones.py`: float32 unless stated, random weights'
 
@@ -171,37 +170,3 @@ def backbones_gpu(results: Path) -> Optional[str]:
             'inference, then a training step:\n\n' +
             table(['model, pixels', *head, *head], rows) +
             f'\n\n{where_gpu(found["environment"])}')
-
-
-def shipped(results: Path) -> Optional[str]:
-    """Scores of the shipped weights."""
-    found = load(results, 'street8')
-    if not found:
-        return None
-    rows = []
-    for name, key in (('LabelMeFacade, 189 held-out photographs',
-                       'labelmefacade'), ('CamVid, 101 validation frames',
-                                          'camvid')):
-        metrics = found['metrics']
-        rows.append([name] + [
-            f'{metrics[f"{key}/{metric}"]:.1f}'
-            for metric in ('mIoU', 'aAcc', 'mAcc')
-        ])
-    return (
-        'The shipped weights, trained from scratch on a CPU for about '
-        'an hour:\n\n' +
-        table(['validation set', 'mIoU', 'pixel accuracy', 'mean accuracy'],
-              rows) + f'\n\n`python tools/test.py {found["config"]} '
-        f'{found["checkpoint"]}`')
-
-
-def classification(results: Path) -> Optional[str]:
-    """Scores on small classification sets."""
-    found = load(results, 'fashion_mnist')
-    if not found:
-        return None
-    top1 = found['metrics']['accuracy/top1']
-    return (
-        'Classification, trained from scratch on a CPU:\n\n' +
-        table(['config', 'test images', 'top-1, %'],
-              [[f'`{Path(found["config"]).stem}`', '10,000', f'{top1:.2f}']]))

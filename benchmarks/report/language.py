@@ -1,15 +1,8 @@
-"""Tables of the 1D models: streaming, books, ListOps."""
+"""Tables of the language model."""
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Optional
 
-from .formats import number, table, where
-from .reading import load
-
-
-def _name(row: Dict[str, Any]) -> str:
-    """The config of a row, and what was merged into it, if anything."""
-    files = (row['config'], *row.get('base', []))
-    return ' + '.join(f'`{Path(file).stem}`' for file in files)
+from .formats import load, number, table, where
 
 
 def streaming(results: Path) -> Optional[str]:
@@ -59,51 +52,3 @@ def precisions(results: Path) -> Optional[str]:
             ['precision', 'bits a character', '4,096 tokens, ms', 'ms a step'],
             lines) + f'\n\n{where(part["environment"])}; '
         '`python benchmarks/language_model.py --parts precision`')
-
-
-def language_models(results: Path) -> Optional[str]:
-    """Scores of trained language models."""
-    found = load(results, 'books_lm')
-    if not found:
-        return None
-    rows = [[
-        _name(r), f'{r["parameters"] / 1e6:.2f}', f'{r["iterations"]:,}',
-        f'{r["tokens"] / 1e6:.1f}', f'{r["bpc"]:.3f}', f'{r["perplexity"]:.2f}'
-    ] for r in found['rows']]
-    return ('Trained from scratch, tested on all validation text:\n\n' +
-            table([
-                'config', 'params, M', 'iterations', 'characters seen, M',
-                'validation bpc', 'perplexity'
-            ], rows) + f'\n\n{where(found["environment"])}; '
-            '`python tools/analysis_tools/collect_lm.py`')
-
-
-def list_ops(results: Path) -> Optional[str]:
-    """Accuracies of sequence classifiers on ListOps."""
-    found = load(results, 'listops')
-    if not found:
-        return None
-    rows = [[
-        _name(r), f'{r["parameters"] / 1e6:.2f}', f'{r["iterations"]:,}',
-        f'{r["samples"]:,}',
-        str(r['seed']), f'{r["accuracy"]:.1f}'
-    ] for r in found['rows']]
-    places = {where(r['environment']): None for r in found['rows']}
-    return ('ListOps, trained from scratch, tested on all 2,000 expressions '
-            'after the last iteration:\n\n' + table([
-                'config', 'params, M', 'iterations', 'expressions seen',
-                'seed', 'test accuracy, %'
-            ], rows) + '\n\nTested on ' + '; '.join(places) +
-            '; `python tools/analysis_tools/collect_listops.py`')
-
-
-def shipped_language_model(results: Path) -> Optional[str]:
-    """The score of the weights that demo/lm_demo.py uses."""
-    found = load(results, 'books_lm_shipped')
-    if not found:
-        return None
-    metrics = found['metrics']
-    command = f'{found["config"]} {found["checkpoint"]}'
-    return (f'On all validation text: **{metrics["bpc"]:.3f} bits per '
-            f'character**, perplexity {metrics["perplexity"]:.2f}.\n\n'
-            f'`python tools/test.py {command}`')

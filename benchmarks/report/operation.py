@@ -4,8 +4,7 @@ from pathlib import Path
 from statistics import median
 from typing import Callable, List, Optional
 
-from .formats import number, table, where, where_gpu
-from .reading import load
+from .formats import load, number, table, where, where_gpu
 
 
 def cpu_rows(found: dict, *parts: str) -> List[dict]:
@@ -129,18 +128,6 @@ def op_details(results: Path) -> Optional[str]:
             'the layers, each alone:', ['whole, ms', 'over the sum'], layers,
             lambda r: [ms(r, 'whole'), f'{r["excess"]:.2f}'])
     ], 'speed2d', 'scaling', 'memory', 'isa', 'dtypes', 'threads')
-
-
-def op_1d(results: Path) -> Optional[str]:
-    """The causal op: against SDPA, time per pair, memory."""
-    found = load(results, 'op_cpu') or {}
-    parts = 'speed1d', 'scaling', 'memory'
-    rows = [[r for r in cpu_rows(found, part) if r['causal']]
-            for part in parts]
-    return cpu_page(
-        found,
-        [make(x)
-         for make, x in zip((against_all, per_pair, peaks), rows)], *parts)
 
 
 def linear(results: Path) -> Optional[str]:

@@ -1,15 +1,21 @@
 """What the benchmarks share: comparing, and writing what was measured."""
+import argparse
+import gc
 import json
 import os
 import re
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import (Any, Callable, Dict, Iterable, List, Optional, Sequence,
+                    Tuple)
+
+import torch
 
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
-from fma_vision.utils.timing import summarise, time_interleaved
+from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
 
 Call = Callable[[], object]
+RESULTS = Path(__file__).parent / 'results'
 # Seconds after which three samples of a slow call are enough.
 PATIENCE = 5.
 # What changes a measurement from outside, and is recorded.
@@ -28,14 +34,63 @@ def after(setting: Call, run: Callable) -> Callable:
     return both
 
 
-def compare(entries: Sequence[Tuple[dict, Dict[str, Call]]], repeats: int,
-            least: float, **shared: Call) -> List[dict]:
+def attempt(run: Callable,
+            *args: object,
+            device: str = 'cuda') -> Tuple[Any, Optional[str]]:
+    """Runs what may fail alone: its result, or one line of reason.
+
+    Raises:
+        RuntimeError: The device is lost (an illegal access, say): nothing
+            that is measured in this process afterwards means anything.
+    """
+    on_gpu = torch.device(device).type == 'cuda'
+    try:
+        result = run(*args)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        return result, None
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0][:240]
+        if 'out of memory' in str(error):
+            reason = 'out of memory'
+    gc.collect()  # outside of the handler, which keeps the frames alive
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    return None, reason
+
+
+def try_calls(calls: Dict[str, Call],
+              device: str) -> Tuple[Dict[str, int], Dict[str, str]]:
+    """Compiles and warms up calls, each of which may fail alone.
+
+    Returns:
+        The peak bytes of those that ran, and the reasons of the others.
+    """
+    peaks, reasons = {}, {}
+    for name, run in calls.items():
+        reason = attempt(run, device=device)[1]
+        if reason is None:
+            peaks[name], reason = attempt(
+                peak_memory, run, device, device=device)
+        if reason is not None:
+            reasons[name] = reason
+            peaks.pop(name, None)
+    return peaks, reasons
+
+
+def compare(entries: Sequence[Tuple[dict, Dict[str, Call]]],
+            repeats: int,
+            least: float,
+            device: str = 'cpu',
+            **shared: Call) -> List[dict]:
     """Times all calls in turns; each entry becomes a row.
 
     Args:
         entries: What identifies a row, and its calls by name.
         repeats: Samples of each call.
         least: Seconds of a sample.
+        device: Where the calls run; they have run there before.
         **shared: Calls that all rows are compared with.
 
     Returns:
@@ -47,6 +102,7 @@ def compare(entries: Sequence[Tuple[dict, Dict[str, Call]]], repeats: int,
         calls.update({(number, name): run for name, run in own.items()})
     samples = time_interleaved(
         calls,
+        device,
         repeats=repeats,
         warmup=0,
         least_seconds=least,
@@ -69,24 +125,78 @@ def describe(**setting: object) -> dict:
     return dict(setting, load=os.getloadavg()[0], variables=variables)
 
 
-def write_part(path: Path, part: str, seed: int, setting: dict,
-               rows: List[dict]) -> None:
-    """Adds a part to a file: others stay, each with its environment."""
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[part] = dict(
-        environment=collect_environment('cpu', seed),
-        setting=setting,
-        rows=rows)
-    write_json(path, results)
+def environment(device: str, seed: int) -> dict:
+    """Machine, software and code; a copy without .git may be told COMMIT."""
+    found = collect_environment(device, seed)
+    if found['commit'] is None and os.environ.get('COMMIT'):
+        found['commit'] = dict(hash=os.environ['COMMIT'], modified=None)
+    return found
+
+
+def parser(text: str, device: str = 'cuda') -> argparse.ArgumentParser:
+    """The options that the benchmarks of the op share."""
+    found = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawTextHelpFormatter)
+    found.add_argument(
+        '--quick', action='store_true', help='tiny sizes, one sample each')
+    found.add_argument(
+        '--device', default=device, help='cpu, cuda, cuda:1, ...')
+    found.add_argument(
+        '--backend', default='triton', help='of what a GPU is for')
+    found.add_argument('--repeats', type=int, default=7)
+    found.add_argument(
+        '--least', type=float, help='seconds of a sample: .2, on a GPU .02')
+    found.add_argument('--seed', type=int, default=0)
+    found.add_argument(
+        '--out', type=Path, help='default: under results/; none with --quick')
+    return found
+
+
+def settle(args: argparse.Namespace, name: str) -> argparse.Namespace:
+    """Fills in what depends on the device: ``name``_cpu.json, or _gpu."""
+    on_cpu = torch.device(args.device).type == 'cpu'
+    if args.quick:
+        args.repeats, args.least = 1, 0
+    elif args.out is None:
+        args.out = RESULTS / f'{name}_{"cpu" if on_cpu else "gpu"}.json'
+    if args.least is None:
+        args.least = .2 if on_cpu else .02
+    return args
+
+
+def record(part: str, rows: Iterable[dict],
+           args: argparse.Namespace) -> List[dict]:
+    """Prints rows and writes them as they come: a part may be cut off.
+
+    Other parts of the file stay, each with its environment.
+    """
+    found = dict(
+        environment=environment(args.device, args.seed),
+        setting=describe(
+            repeats=args.repeats, least_seconds=args.least, quick=args.quick),
+        rows=[])
+    for row in rows:
+        found['rows'].append(row)
+        print(part, brief(row), flush=True)
+        if args.out is not None:
+            path = args.out
+            others = json.loads(path.read_text()) if path.exists() else {}
+            write_json(path, {**others, part: found})
+    return found['rows']
 
 
 def brief(row: dict) -> str:
     """What a row is, medians in ms, and what was computed from them."""
-    words = [f'{row["grid"]} cell {row["cell_size"]} {row["mode"]}:']
+    words = [
+        ' '.join(
+            str(row[name])
+            for name in ('model', 'grid', 'shape', 'cell_size', 'mode')
+            if name in row) + ':'
+    ]
     for name, seconds in row.get('seconds', {}).items():
         words.append(f'{name} {seconds["median"] * 1e3:.4g} ms')
     for name in ('ratio', 'growth', 'tensors', 'process', 'over_median',
-                 'excess'):
+                 'excess', 'options', 'worst', 'rates', 'reasons', 'reason'):
         if name in row:
             words.append(f'{name} {row[name]}')
     # Three digits are enough here.

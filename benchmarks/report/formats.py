@@ -25,7 +25,7 @@ def where_gpu(environment: dict) -> str:
     return (f'{environment.get("device_name", environment["cpu"])}, torch '
             f'{packages["torch"]}, triton {packages.get("triton", "none")}, '
             f'commit {commit}, seed {environment["seed"]}; '
-            '`kernels/benchmarks/gpu.sh`')
+            '`benchmarks/gpu.sh`')
 
 
 def where_run(environment: dict) -> str:

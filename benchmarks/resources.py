@@ -1,7 +1,7 @@
 """Compiles the Triton kernels offline: registers, spills, shared memory.
 
-    python kernels/benchmarks/resources.py                # the main table
-    python kernels/benchmarks/resources.py --targets 90 --jobs 4
+    python benchmarks/resources.py                # the main table
+    python benchmarks/resources.py --targets 90 --jobs 4
 
 Needs no GPU: Triton's own assembler makes the machine code of every launch
 configuration for each target, and a disassembler reads what it takes. Exits
@@ -28,6 +28,8 @@ from fma_kernels.backends import triton as fused
 from fma_kernels.backends.triton import (ancestors, call, configs, keys,
                                          pooling, queries, subcells, summaries)
 from fma_kernels.options import Inputs, Options
+from fma_vision.utils.environment import collect_environment
+from fma_vision.utils.files import write_json
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 
@@ -329,9 +331,6 @@ def main() -> None:
                     'BAD' if bad else '',
                     flush=True)
     if args.json:
-        # Not needed for a check: fma_kernels may be installed alone.
-        from fma_vision.utils.environment import collect_environment
-        from fma_vision.utils.files import write_json
         environment = collect_environment('cpu')
         write_json(args.json, dict(environment=environment, rows=rows))
     sys.exit(f'{failed} kernels spill or do not fit' if failed else 0)

@@ -166,22 +166,28 @@ def settle(args: argparse.Namespace, name: str) -> argparse.Namespace:
 
 def record(part: str, rows: Iterable[dict],
            args: argparse.Namespace) -> List[dict]:
-    """Prints rows and writes them as they come: a part may be cut off.
+    """Prints and writes rows; other parts of the file stay as they are.
 
-    Other parts of the file stay, each with its environment.
+    An iterator's rows are written as they come: it may be cut off.
     """
     found = dict(
         environment=environment(args.device, args.seed),
         setting=describe(
             repeats=args.repeats, least_seconds=args.least, quick=args.quick),
         rows=[])
+
+    def write() -> None:
+        path = args.out
+        if path is not None:
+            others = json.loads(path.read_text()) if path.exists() else {}
+            write_json(path, {**others, part: found})
+
     for row in rows:
         found['rows'].append(row)
         print(part, brief(row), flush=True)
-        if args.out is not None:
-            path = args.out
-            others = json.loads(path.read_text()) if path.exists() else {}
-            write_json(path, {**others, part: found})
+        if not isinstance(rows, list):
+            write()
+    write()
     return found['rows']
 
 

@@ -49,18 +49,17 @@ failed=0
 op=(--out "$out/op_gpu.json" "${options[@]}")
 part check 115 "$python" "$here/gpu_check.py" "${op[@]}" --jobs "$jobs" \
   "${check[@]}"
-part op2d 100 "$python" "$here/ops.py" --parts machine op2d "${op[@]}"
-part op1d 90 "$python" "$here/ops.py" --parts op1d "${op[@]}"
-part models 80 "$python" "$here/gpu_models.py" \
+part op2d 85 "$python" "$here/ops.py" --parts machine op2d "${op[@]}"
+part op1d 95 "$python" "$here/ops.py" --parts op1d "${op[@]}"
+part models 70 "$python" "$here/gpu_models.py" \
   --out "$out/backbones_gpu.json" "${options[@]}"
-part graphs 20 "$python" "$here/ops.py" --parts graphs "${op[@]}"
-part profile 25 "$python" "$here/gpu_profile.py" "${op[@]}"
+part profile 30 "$python" "$here/gpu_profile.py" "${op[@]}"
 # The small checks again, each tensor an allocation of its own, so that a step
 # beyond one is seen.
 tool=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
 for kind in memcheck racecheck; do
   if [[ ${REHEARSE:-0} == 0 ]]; then
-    part sanitize 25 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    part sanitize 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
       "${tool:-compute-sanitizer}" --tool $kind --error-exitcode 9 \
       "$python" "$here/gpu_check.py" --quick "${options[@]}"
   fi

@@ -114,17 +114,12 @@ def check(case: Case, tensors: Tensors, **options: object) -> Dict[str, float]:
     def picked(x: Tensor) -> Tensor:
         return x[-1:][..., heads, :].double()
 
+    last = dict(options)
     if 'key_mask' in options:
-        mask = dict(key_mask=options['key_mask'][-1:])
-    else:
-        mask = {}
-    backend = 'naive' if prod(case.grid) <= SMALL else 'torch'
-    expected = run(
-        replace(case, backend=backend), [picked(x) for x in tensors],
-        picked(grad), **{
-            **options,
-            **mask
-        })
+        last['key_mask'] = options['key_mask'][-1:]
+    exact = replace(
+        case, backend='naive' if prod(case.grid) <= SMALL else 'torch')
+    expected = run(exact, [picked(x) for x in tensors], picked(grad), **last)
     poison(16 * tensors[0].nbytes, case.device)
     found = run(case, tensors, grad, **options)
     errors = {}

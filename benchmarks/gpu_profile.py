@@ -23,7 +23,8 @@ def cases(args: argparse.Namespace) -> List[Case]:
         return [Case((24, 24), 4, **shared)]
     return [
         Case(grid, cell, batch=batch, **shared)
-        for grid, batch in (((56, 56), 64), ((256, 256), 1)) for cell in (8, 4)
+        for grid, batch in (((14, 14), 64), ((56, 56), 64), ((256, 256), 1))
+        for cell in (8, 4)
     ] + [
         Case((65536, ), cell, 16, 64, causal=True, **shared)
         for cell in (128, 64)

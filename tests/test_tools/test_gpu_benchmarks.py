@@ -49,7 +49,7 @@ def test_parts_and_tables(ops, module, tables, tmp_path, monkeypatch):
     monkeypatch.setenv('COMMIT', 'feed')
     monkeypatch.setattr('fma_vision.utils.environment.git_commit',
                         lambda: None)
-    parts = 'machine', 'op2d', 'op1d', 'graphs'
+    parts = 'machine', 'op2d', 'op1d'
     options = *OPTIONS, '--threads', '1', '--out', str(out)
     assert ops.main([*options, '--parts', *parts]) == 0
     module('gpu_profile').main([*OPTIONS, '--out', str(out)])
@@ -76,7 +76,6 @@ def test_parts_and_tables(ops, module, tables, tmp_path, monkeypatch):
     training, = (r for r in found['op2d']['rows'] if r['mode'] == 'training')
     # 2 images, 576 tokens, 3 heads x 32 in two bytes: three gradients.
     assert training['peak_bytes']['fma'] > 3 * 2 * 576 * 96 * 2
-    assert 'need a GPU' in found['graphs']['rows'][0]['reasons']['graph']
     assert found['profile']['rows'][1]['kernels'][0]['microseconds'] > 0
     page = tables['operation, GPU']()
     assert '| 24 × 24, batch 2, cell 4, training |' in page
@@ -194,18 +193,14 @@ def test_a_call_fails_alone_but_a_lost_device_ends_all(module, monkeypatch):
 def test_models(module, tables, tmp_path, monkeypatch):
     models = module('gpu_models')
     assert tables['backbones, GPU']() is None
-    nano = models.partial(models.timm.create_model, 'fma_nano')
-    monkeypatch.setattr(
-        models, 'MODELS', {
-            'Swin-T': nano,
-            'FMA-T': nano,
-            'ViT-S': models.partial(models.timm.create_model, 'nothing')
-        })
+    nano = dict(model_name='fma_nano')
+    names = {'Swin-T': nano, 'FMA-T': nano, 'ViT-S': dict(model_name='none')}
+    monkeypatch.setattr(models, 'MODELS', names)
     out = tmp_path / 'backbones_gpu.json'
     assert models.main([*OPTIONS, '--out', str(out)]) == 0
     for row in read(out)['models']['rows']:
         assert set(row['seconds']) == {'Swin-T', 'FMA-T'}
-        assert 'nothing' in row['reasons']['ViT-S']
+        assert 'Unknown model (none)' in row['reasons']['ViT-S']
         assert row['peak_bytes']['FMA-T'] > 0
     assert '| FMA-T, 64 × 64, batch 1, training |' in tables['backbones, GPU'](
     )

@@ -42,7 +42,6 @@ from fma_vision.utils.precision import TOLERANCES, autocast, relative_error
 from fma_vision.utils.timing import peak_memory, peak_resident
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / 'benchmarks/results/backbone_cpu.json'
 FMA, SWIN = 'FMA-T', 'Swin-T'
 # A config, and what is changed in its backbone: maps, and of small images too.
 CONFIGS = {
@@ -400,7 +399,7 @@ PARTS = {
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    run_parts(__file__, __doc__, PARTS, RESULT, argv, ('memory', 'large'))
+    run_parts(__file__, __doc__, PARTS, 'backbone', argv, ('memory', 'large'))
 
 
 if __name__ == '__main__':

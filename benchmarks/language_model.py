@@ -33,7 +33,6 @@ from fma_vision.utils.configs import build_model, load_model_config
 from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / 'benchmarks/results/language_model_cpu.json'
 CONFIG = 'configs/lm/fma-lm-nano_1xb2-3k_books-1k.py'
 WEIGHTS = 'demo/weights/fma-lm-nano_books.pth'
 TWIN = 'configs/lm/full-lm-nano_1xb2-3k_books-1k.py'
@@ -250,7 +249,7 @@ PARTS = {part.__name__: part for part in (streaming, precision, compiled)}
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    run_parts(__file__, __doc__, PARTS, RESULT, argv, fresh=())
+    run_parts(__file__, __doc__, PARTS, 'language_model', argv)
 
 
 if __name__ == '__main__':

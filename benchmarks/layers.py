@@ -22,7 +22,7 @@ if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
 import torch
-from measure import Call, compare, describe, write_part
+from measure import Call, compare, parser, record, settle
 from torch import Tensor, nn
 
 from fma_vision.layers import build_attention
@@ -30,7 +30,6 @@ from fma_vision.utils.complexity import (attention_layer_macs,
                                          count_parameters, measure_complexity)
 from fma_vision.utils.timing import peak_memory, time_interleaved
 
-RESULT = Path(__file__).parent / 'results/layers_cpu.json'
 # An argument with this value becomes the grid.
 GRID = 'grid'
 # The cells of sequences are those of the language model.
@@ -202,55 +201,27 @@ def measure(part: str, mode: str, checked: Dict[str, Dict[str, float]],
     return rows
 
 
-def brief(row: dict) -> str:
-    """What a row says, in one line."""
-    shape = 'x'.join(map(str, row['shape']))
-    text = f'{row["mode"]} {shape} {row["layer"]}: '
-    if 'reason' in row:
-        return text + row['reason']
-    return (f'{text}{row["seconds"]["layer"]["median"] * 1e3:.4g} ms, '
-            f'{row["peak_memory_bytes"] / 2**20:.3g} MiB, '
-            f'{row["macs"] / 1e6:.4g} M multiply-adds')
-
-
 def main(argv: Optional[List[str]] = None) -> None:
     known = sorted({name for part in LAYERS.values() for name in part})
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
+    options = parser(__doc__, 'cpu')
+    options.add_argument(
         '--parts', nargs='+', choices=LAYERS, default=list(LAYERS))
-    parser.add_argument(
+    options.add_argument(
         '--layers', nargs='+', choices=known, help='default: all')
-    parser.add_argument(
+    options.add_argument(
         '--training', action='store_true', help='also forward and backward')
-    parser.add_argument(
-        '--quick', action='store_true', help='tiny sizes, one sample each')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument(
-        '--least', type=float, default=.2, help='seconds of a sample')
-    parser.add_argument(
+    options.add_argument('--threads', type=int, default=2)
+    options.add_argument(
         '--time-limit', type=float, default=60, help='seconds of a call')
-    parser.add_argument(
-        '--out', type=Path, help=f'default: {RESULT}; none with --quick')
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.repeats, args.least = 1, 0
-    elif args.out is None:
-        args.out = RESULT
+    args = settle(options.parse_args(argv), 'layers')
     torch.set_num_threads(args.threads)
     for part in args.parts:
         dim, heads = SIZES[part]
-        setting = describe(
-            dim=dim, heads=heads, dtype='float32', repeats=args.repeats)
         names = [x for x in args.layers or LAYERS[part] if x in LAYERS[part]]
         checked, rows = {name: check(part, name) for name in names}, []
         for mode in ['inference'] + ['training'] * args.training:
             rows += measure(part, mode, checked, args)
-        for row in rows:
-            print(brief(row), flush=True)
-        if args.out is not None:
-            write_part(args.out, part, 0, setting, rows)
+        record(part, rows, args, dim=dim, heads=heads, dtype='float32')
 
 
 if __name__ == '__main__':

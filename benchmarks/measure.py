@@ -1,26 +1,29 @@
 """What the benchmarks share: comparing, and writing what was measured."""
 import argparse
+import gc
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import (Any, Callable, Dict, Iterable, List, Optional, Sequence,
+                    Tuple)
 from unittest.mock import patch
 
 import torch
 
 from fma_vision.utils.environment import collect_environment
 from fma_vision.utils.files import write_json
-from fma_vision.utils.timing import summarise, time_interleaved
+from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
 
 Call = Callable[[], object]
 # Takes the command line and returns rows.
-Part = Callable[[argparse.Namespace], List[dict]]
+Part = Callable[[argparse.Namespace], Iterable[dict]]
 # Blocks above 64 KiB go back to the system at once, so that the process is
 # as large as what is in use.
 MALLOC = dict(MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')
+RESULTS = Path(__file__).parent / 'results'
 # Seconds after which three samples of a slow call are enough.
 PATIENCE = 5.
 # What changes a measurement from outside, and is recorded.
@@ -29,11 +32,12 @@ VARIABLES = ('FMA_KERNELS_ISA', 'FMA_KERNELS_CFLAGS', 'OMP_NUM_THREADS',
              'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_')
 
 # What a row is about, and what was computed from its times.
-WHAT = ('model', 'context', 'mode', 'grid', 'cell_size', 'pixels', 'batch',
-        'weights')
-COMPUTED = ('ratio', 'growth', 'tensors', 'process', 'over_median', 'excess',
-            'score', 'shares', 'tokens_per_second', 'bits_per_character',
-            'reason')
+WHAT = ('model', 'layer', 'context', 'mode', 'grid', 'shape', 'cell_size',
+        'pixels', 'batch', 'weights')
+COMPUTED = ('macs', 'peak_memory_bytes', 'ratio', 'growth', 'tensors',
+            'process', 'over_median', 'excess', 'score', 'shares',
+            'tokens_per_second', 'bits_per_character', 'options', 'worst',
+            'rates', 'reasons', 'reason')
 
 
 def after(setting: Call, run: Callable) -> Callable:
@@ -46,14 +50,63 @@ def after(setting: Call, run: Callable) -> Callable:
     return both
 
 
-def compare(entries: Sequence[Tuple[dict, Dict[str, Call]]], repeats: int,
-            least: float, **shared: Call) -> List[dict]:
+def attempt(run: Callable,
+            *args: object,
+            device: str = 'cuda') -> Tuple[Any, Optional[str]]:
+    """Runs what may fail alone: its result, or one line of reason.
+
+    Raises:
+        RuntimeError: The device is lost (an illegal access, say): nothing
+            that is measured in this process afterwards means anything.
+    """
+    on_gpu = torch.device(device).type == 'cuda'
+    try:
+        result = run(*args)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        return result, None
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0][:240]
+        if 'out of memory' in str(error):
+            reason = 'out of memory'
+    gc.collect()  # outside of the handler, which keeps the frames alive
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    return None, reason
+
+
+def try_calls(calls: Dict[str, Call],
+              device: str) -> Tuple[Dict[str, int], Dict[str, str]]:
+    """Compiles and warms up calls, each of which may fail alone.
+
+    Returns:
+        The peak bytes of those that ran, and the reasons of the others.
+    """
+    peaks, reasons = {}, {}
+    for name, run in calls.items():
+        reason = attempt(run, device=device)[1]
+        if reason is None:
+            peaks[name], reason = attempt(
+                peak_memory, run, device, device=device)
+        if reason is not None:
+            reasons[name] = reason
+            peaks.pop(name, None)
+    return peaks, reasons
+
+
+def compare(entries: Sequence[Tuple[dict, Dict[str, Call]]],
+            repeats: int,
+            least: float,
+            device: str = 'cpu',
+            **shared: Call) -> List[dict]:
     """Times all calls in turns; each entry becomes a row.
 
     Args:
         entries: What identifies a row, and its calls by name.
         repeats: Samples of each call.
         least: Seconds of a sample.
+        device: Where the calls run; they have run there before.
         **shared: Calls that all rows are compared with.
 
     Returns:
@@ -65,6 +118,7 @@ def compare(entries: Sequence[Tuple[dict, Dict[str, Call]]], repeats: int,
         calls.update({(number, name): run for name, run in own.items()})
     samples = time_interleaved(
         calls,
+        device,
         repeats=repeats,
         warmup=0,
         least_seconds=least,
@@ -91,15 +145,73 @@ def describe(**setting: object) -> dict:
     return dict(setting, load=os.getloadavg()[0], variables=variables)
 
 
-def write_part(path: Path, part: str, seed: int, setting: dict,
-               rows: List[dict]) -> None:
-    """Adds a part to a file: others stay, each with its environment."""
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[part] = dict(
-        environment=collect_environment('cpu', seed),
-        setting=setting,
-        rows=rows)
-    write_json(path, results)
+def environment(device: str, seed: int) -> dict:
+    """Machine, software and code; a copy without .git may be told COMMIT."""
+    found = collect_environment(device, seed)
+    if found['commit'] is None and os.environ.get('COMMIT'):
+        found['commit'] = dict(hash=os.environ['COMMIT'], modified=None)
+    return found
+
+
+def parser(text: str, device: str = 'cuda') -> argparse.ArgumentParser:
+    """The options that the benchmarks of the op share."""
+    found = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawTextHelpFormatter)
+    found.add_argument(
+        '--quick', action='store_true', help='tiny sizes, one sample each')
+    found.add_argument(
+        '--device', default=device, help='cpu, cuda, cuda:1, ...')
+    found.add_argument(
+        '--backend', default='triton', help='of what a GPU is for')
+    found.add_argument('--repeats', type=int, default=7)
+    found.add_argument(
+        '--least', type=float, help='seconds of a sample: .2, on a GPU .02')
+    found.add_argument('--seed', type=int, default=0)
+    found.add_argument(
+        '--out', type=Path, help='default: under results/; none with --quick')
+    return found
+
+
+def settle(args: argparse.Namespace, name: str) -> argparse.Namespace:
+    """Fills in what depends on the device: ``name``_cpu.json, or _gpu."""
+    on_cpu = torch.device(args.device).type == 'cpu'
+    if args.quick:
+        args.repeats, args.least = 1, 0
+    elif args.out is None:
+        args.out = RESULTS / f'{name}_{"cpu" if on_cpu else "gpu"}.json'
+    if args.least is None:
+        args.least = .2 if on_cpu else .02
+    return args
+
+
+def record(part: str, rows: Iterable[dict], args: argparse.Namespace,
+           **setting: object) -> List[dict]:
+    """Prints and writes rows; other parts of the file stay as they are.
+
+    An iterator's rows are written as they come: it may be cut off.
+    """
+    found = dict(
+        environment=environment(args.device, args.seed),
+        setting=describe(
+            repeats=args.repeats,
+            least_seconds=args.least,
+            quick=args.quick,
+            **setting),
+        rows=[])
+
+    def write() -> None:
+        path = args.out
+        if path is not None:
+            others = json.loads(path.read_text()) if path.exists() else {}
+            write_json(path, {**others, part: found})
+
+    for row in rows:
+        found['rows'].append(row)
+        print(part, brief(row), flush=True)
+        if not isinstance(rows, list):
+            write()
+    write()
+    return found['rows']
 
 
 def brief(row: dict) -> str:
@@ -112,39 +224,35 @@ def brief(row: dict) -> str:
     return re.sub(r'(\d\.\d\d)\d+', r'\1', ', '.join(words))
 
 
-def run_parts(script: str, text: str, parts: Dict[str, Part], result: Path,
-              argv: Optional[List[str]], fresh: Sequence[str]) -> None:
+def run_parts(script: str,
+              text: str,
+              parts: Dict[str, Part],
+              name: str,
+              argv: Optional[List[str]],
+              fresh: Sequence[str] = (),
+              default: Optional[Dict[str, Sequence[str]]] = None) -> int:
     """The command line of a benchmark: measures parts and writes them.
 
     Args:
         script: Its file.
         text: What ``--help`` says.
         parts: What it measures, by name.
-        result: Where to, unless it is a rehearsal.
+        name: Of the file of results, up to ``_cpu.json``.
         argv: Its arguments, those of the process by default.
         fresh: Parts that run in a process of their own, which gives memory
             back at once.
+        default: Parts by the type of the device; all by default.
+
+    Returns:
+        1 if a row says that what was to be measured failed, else 0.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        description=text, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        '--parts', nargs='+', choices=parts, default=list(parts))
-    parser.add_argument(
-        '--quick', action='store_true', help='tiny sizes, one sample each')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument(
-        '--least', type=float, default=.2, help='seconds of a sample')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument(
-        '--out', type=Path, help=f'default: {result}; none with --quick')
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.repeats, args.least = 1, 0
-    elif args.out is None:
-        args.out = result
-    for part in args.parts:
+    options = parser(text, 'cpu')
+    options.add_argument('--parts', nargs='+', choices=parts)
+    options.add_argument('--threads', type=int, default=2)
+    args, status = settle(options.parse_args(argv), name), 0
+    kind = torch.device(args.device).type
+    for part in args.parts or (default or {}).get(kind, parts):
         if part in fresh and not MALLOC.items() <= os.environ.items():
             # The allocator reads its settings when a process starts.
             subprocess.run([sys.executable, script, *argv, '--parts', part],
@@ -152,13 +260,9 @@ def run_parts(script: str, text: str, parts: Dict[str, Part], result: Path,
                            check=True)
             continue
         torch.manual_seed(args.seed)
-        setting = describe(
-            repeats=args.repeats, least_seconds=args.least, quick=args.quick)
         torch.set_num_threads(args.threads)
         with torch.no_grad(), patch.dict(os.environ):
-            rows = parts[part](args)
+            rows = record(part, parts[part](args), args)
         torch.set_num_threads(args.threads)
-        for row in rows:
-            print(part, brief(row), flush=True)
-        if args.out is not None:
-            write_part(args.out, part, args.seed, setting, rows)
+        status |= any('reason' in row for row in rows)
+    return int(status)

@@ -1,8 +1,9 @@
-"""The op on a CPU: time and memory, against all tokens and against itself.
+"""The op: time and memory, against all tokens, rivals and itself.
 
-    python benchmarks/ops.py                     # all parts, ten minutes
+    python benchmarks/ops.py                     # on a CPU, ten minutes
     python benchmarks/ops.py --parts isa memory  # some; the others stay
     python benchmarks/ops.py --quick             # a rehearsal, writes nothing
+    python benchmarks/ops.py --device cuda       # a GPU; see gpu.sh, too
     python benchmarks/tables.py                  # then: the tables
 
 What is compared runs in turns in one process; the JSON holds medians and
@@ -10,175 +11,27 @@ quartiles. Nothing is timed before it has been checked, outputs and gradients:
 against the oracle on a small ragged grid, and at the size itself where the
 result is known. With equal logits it is the mean of the values; with keys
 constant on the coarsest cells, SDPA over all tokens; with such queries,
-pooled queries change nothing.
+pooled queries change nothing. On a GPU ``gpu_check`` compares all of it with
+float64, at the size itself; what cannot run there says why in its row.
 
 Numbers are of a user's defaults. Environment variables that change them, such
 as ``OMP_WAIT_POLICY`` and ``THP_MEM_ALLOC_ENABLE``, are recorded.
 """
 import argparse
 import os
-from dataclasses import asdict, dataclass, replace
+import sys
+from dataclasses import replace
 from functools import partial
-from math import prod
-from pathlib import Path
 from statistics import median
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence
 
+import gpu_check
 import torch
-from measure import Call, after, compare, run_parts
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from case import LIMITS, Case, Op, Tensors, call, check, coarse
+from measure import Call, after, attempt, compare, run_parts, try_calls
+from torch import nn
 
-from fma_kernels import Hierarchy, fma1d, fma2d
 from fma_vision.utils.timing import peak_memory, peak_resident
-
-RESULT = Path(__file__).parent / 'results/op_cpu.json'
-# Largest errors that are rounding; gradients are sums over many queries.
-LIMITS = dict(float32=1e-4, float16=2e-2, bfloat16=2e-1)
-Tensors = Sequence[Tensor]
-
-
-# ------------------------------------------------------------------- cases
-@dataclass(frozen=True)
-class Case:
-    """One problem for the op, of one image or sequence."""
-    grid: Tuple[int, ...]
-    cell_size: int
-    heads: int = 3
-    head_dim: int = 32
-    causal: bool = False
-    pool_queries: bool = False
-    dtype: str = 'float32'
-    backend: str = 'native'
-
-    @property
-    def hierarchy(self) -> Hierarchy:
-        return Hierarchy(self.grid, self.cell_size, causal=self.causal)
-
-    def tensors(self) -> Tensors:
-        """Views of one projection, ``[1, *grid, heads, head_dim]`` each."""
-        shape = (1, *self.grid, 3, self.heads, self.head_dim)
-        packed = torch.randn(shape, dtype=getattr(torch, self.dtype))
-        return packed.unbind(-3)
-
-    def cast(self, tensors: Tensors) -> Tensors:
-        """The same numbers in the dtype of this case."""
-        dtype = getattr(torch, self.dtype)
-        if tensors[0].dtype == dtype:
-            return tensors
-        return torch.stack(list(tensors), -3).to(dtype).unbind(-3)
-
-    def fma(self, tensors: Tensors) -> Tensor:
-        """The op under test."""
-        options = dict(
-            cell_size=self.cell_size,
-            pool_queries=self.pool_queries,
-            backend=self.backend)
-        if len(self.grid) == 2:
-            return fma2d(*tensors, **options)
-        return fma1d(*tensors, causal=self.causal, **options)
-
-    def sdpa(self, tensors: Tensors) -> Tensor:
-        """SDPA over all tokens, in the layout of the op."""
-        # [1, heads, tokens, head_dim]
-        heads_first = (x.flatten(1, -3).transpose(1, 2) for x in tensors)
-        out = scaled_dot_product_attention(*heads_first, is_causal=self.causal)
-        return out.transpose(1, 2).unflatten(1, self.grid)
-
-    def row(self, **more: object) -> dict:
-        """What identifies a row of results."""
-        tokens = prod(self.grid)
-        flops = self.hierarchy.flops(
-            self.heads, self.head_dim, pool_queries=self.pool_queries)
-        everything = tokens * (tokens + 1) // 2 if self.causal else tokens**2
-        return dict(
-            asdict(self),
-            flops=flops,
-            pairs=flops // (4 * self.heads * self.head_dim),
-            all_pairs=everything,
-            **more)
-
-
-def call(function: Callable[[Tensors], Tensor], tensors: Tensors,
-         mode: str) -> Call:
-    """``inference``, ``training`` (forward and backward) or ``backward``."""
-    if mode == 'inference':
-        return partial(function, tensors)
-    leaves = [x.detach().requires_grad_() for x in tensors]
-    same = torch.Generator().manual_seed(0)
-    grad = torch.randn(leaves[0].shape, generator=same).to(leaves[0].dtype)
-
-    @torch.enable_grad()
-    def training() -> tuple:
-        out = function(leaves)
-        return out, *torch.autograd.grad(out, leaves, grad)
-
-    if mode == 'training':
-        return training
-    with torch.enable_grad():
-        out = function(leaves)
-    return partial(torch.autograd.grad, out, leaves, grad, retain_graph=True)
-
-
-# ------------------------------------------------------------------ checks
-def difference(first: Tensor, second: Tensor) -> float:
-    return float((first.double() - second.double()).abs().max())
-
-
-def coarse(x: Tensor, width: int) -> Tensor:
-    """The first token of each cell of a width, in all of the cell."""
-    for axis, size in enumerate(x.shape[1:-2], 1):
-        x = x.index_select(axis, torch.arange(size) // width * width)
-    return x
-
-
-def against_oracle(case: Case) -> Dict[str, float]:
-    """Errors of output and gradients, on a small ragged grid."""
-    m = case.cell_size
-    # Two levels at least; the oracle holds tokens x keys.
-    grids = {1: (19 * m + m // 2 + 1, ), 2: (5 * m + 1, 4 * m + 3)}
-    small = replace(case, grid=grids[len(case.grid)])
-    tensors = small.tensors()
-    found, oracle = (
-        call(replace(small, backend=backend).fma, tensors, 'training')()
-        for backend in (case.backend, 'naive'))
-    names = 'out', 'grad_query', 'grad_key', 'grad_value'
-    return dict(zip(names, map(difference, found, oracle)))
-
-
-def check(case: Case,
-          tensors: Tensors,
-          exact: Optional[Tuple[Tensors, Tensor]] = None) -> Dict[str, float]:
-    """The largest errors of the op.
-
-    Args:
-        case: What is to be measured.
-        tensors: On these.
-        exact: Tensors on which SDPA gave this output, and the op must.
-
-    Raises:
-        RuntimeError: An error is not rounding.
-    """
-    query, key, value = tensors
-    errors = against_oracle(case)
-    mean = value.double().mean(tuple(range(1, value.dim() - 2)), True)
-    if case.causal:
-        count = torch.arange(1, value.shape[1] + 1)[:, None, None]
-        mean = value.double().cumsum(1) / count
-    errors['mean'] = difference(
-        case.fma((query, torch.zeros_like(key), value)), mean)
-    if exact is not None:
-        inputs, out = exact
-        errors['sdpa'] = difference(case.fma(case.cast(inputs)), out)
-    if case.pool_queries:
-        width = max(case.hierarchy.widths, default=1)
-        asked = coarse(query, width), key, value
-        plain = replace(case, pool_queries=False)
-        errors['plain'] = difference(case.fma(asked), plain.fma(asked))
-    if not all(error <= LIMITS[case.dtype] for error in errors.values()):
-        raise RuntimeError(f'the op is wrong: {errors} for {case}; nothing '
-                           'was timed')
-    return errors
 
 
 def side_by_side(cases: Sequence[Case],
@@ -393,16 +246,184 @@ def between_layers(case: Case) -> Dict[str, Call]:
         layers=lambda: (split(), proj(x)))
 
 
-PARTS = {
-    part.__name__: part
-    for part in (speed2d, speed1d, pooled, memory, scaling, isa, dtypes,
-                 threads)
+# ---------------------------------------------------------- parts for GPUs
+# Stage 1 of FMA-T (images of 224 to 2048 pixels a side), then a language
+# model's layer: grid, batch, and whether flex_attention runs beside. That
+# takes long to compile, so one size has it, and comes last.
+IMAGES = (((56, 56), 64, False), ((128, 128), 16, False),
+          ((256, 256), 4, False), ((512, 512), 1, False), ((256, 256), 1,
+                                                           True))
+SEQUENCES = (((2**12, ), 16, False), ((2**14, ), 4, False),
+             ((2**18, ), 1, False), ((2**20, ), 1, False), ((2**16, ), 1,
+                                                            True))
+# SDPA over all tokens is left out beyond: it would take minutes.
+MOST_FLOPS = 1e15
+
+
+def gpu_cases(args: argparse.Namespace, grid: Sequence[int],
+              batch: int) -> List[Case]:
+    """Those of FMA-T, or of a language model; coarse cells first."""
+    shared = dict(
+        batch=batch,
+        dtype='bfloat16',
+        backend=args.backend,
+        device=args.device)
+    if len(grid) == 2:
+        cells = (4, ) if args.quick else (8, 4)
+        return [Case(grid, cell, **shared) for cell in cells]
+    shared.update(heads=2 if args.quick else 16, head_dim=64, causal=True)
+    return [Case(grid, cell, **shared) for cell in (128, 64)]
+
+
+def op2d(args: argparse.Namespace) -> Iterator[dict]:
+    """Images against what a user would take instead."""
+    for grid, batch, flex in [((24, 24), 2, True)] if args.quick else IMAGES:
+        yield from rivals_beside(gpu_cases(args, grid, batch), args, flex)
+
+
+def op1d(args: argparse.Namespace) -> Iterator[dict]:
+    """Causal sequences against what a user would take instead."""
+    for grid, batch, flex in [((300, ), 1,
+                               False)] if args.quick else SEQUENCES:
+        yield from rivals_beside(gpu_cases(args, grid, batch), args, flex)
+
+
+def rivals_beside(cases: List[Case], args: argparse.Namespace,
+                  flex: bool) -> List[dict]:
+    """FMA beside its rivals, all in turns; each may fail alone.
+
+    Args:
+        cases: They differ in their cells only.
+        args: The command line.
+        flex: Whether flex_attention is compiled.
+    """
+    from rivals.near import windows
+    case, tensors = cases[0], cases[0].tensors()
+    shared: Dict[str, Op] = {}
+    work = 4 * case.head_dim * case.heads * case.batch * case.all_pairs
+    if work <= MOST_FLOPS:
+        shared['sdpa'] = case.sdpa
+        shared['sdpa_cudnn'] = partial(case.sdpa, kernel='CUDNN_ATTENTION')
+    if len(case.grid) == 2:
+        shared['windows'] = windows
+    subjects = [own_rivals(case, tensors, flex) for case in cases]
+    rows = []
+    for mode in BOTH:
+        others = {name: call(op, tensors, mode) for name, op in shared.items()}
+        peaks, reasons = try_calls(others, case.device)
+        others = {name: others[name] for name in peaks}
+        entries = []
+        for case, (own, errors, failed) in zip(cases, subjects):
+            calls = {name: call(*x, mode) for name, x in own.items()}
+            own_peaks, own_reasons = try_calls(calls, case.device)
+            row = case.row(
+                mode=mode,
+                errors=errors,
+                peak_bytes={
+                    **own_peaks,
+                    **peaks
+                },
+                least_bytes=least_bytes(case, mode),
+                reasons={
+                    **failed,
+                    **own_reasons,
+                    **reasons
+                })
+            if 'fma' in own_peaks:
+                entries.append((row, {
+                    name: calls[name]
+                    for name in own_peaks
+                }))
+            else:
+                rows.append(dict(row, reason=row['reasons']['fma']))
+        if entries:
+            rows += compare(entries, args.repeats, args.least, case.device,
+                            **others)
+    return rows
+
+
+def own_rivals(case: Case, tensors: Tensors, flex: bool) -> tuple:
+    """What depends on the cells: what runs, its errors, why others do not."""
+    from rivals.near import natten
+    forms = dict(fma=case)
+    if not case.causal:
+        forms['pooled'] = replace(case, pool_queries=True)
+    if flex:
+        forms['flex'] = replace(case, backend='flex')
+    own, errors, reasons = {}, {}, {}
+    for name, form in forms.items():
+        found, reason = attempt(
+            gpu_check.check, form, tensors, device=case.device)
+        if reason is None:
+            own[name], errors[name] = (form.fma, tensors), found
+        else:
+            reasons[name] = reason
+    found, reason = attempt(natten, case, device=case.device)
+    if reason is None:
+        own['natten'] = found, tensors
+    else:
+        reasons['natten'] = reason
+    if 'flex' in own:  # its kernel alone, on tokens in its order
+        from rivals.flex import arrange, attend
+        arranged = arrange(*tensors, case.hierarchy.trimmed())
+        own['flex_kernel'] = (lambda x: attend(*x, *arranged[3:], False)[0],
+                              arranged[:3])
+    return own, errors, reasons
+
+
+def least_bytes(case: Case, mode: str) -> int:
+    """Bytes that no implementation can do without moving.
+
+    Forward: query, key and value in, output and lse out, summaries out and
+    in. Backward: query, key, value, output, its gradient and lse in, three
+    gradients out; summaries in, their gradients out and in.
+    """
+    hierarchy = case.hierarchy
+    channel = case.batch * case.heads
+    row = channel * case.head_dim * getattr(torch, case.dtype).itemsize
+    tokens, summaries = hierarchy.num_tokens, 2 * hierarchy.num_summaries
+    lse = 4 * tokens * channel
+    forward = (4 * tokens + 2 * summaries) * row + lse
+    backward = (8 * tokens + 3 * summaries) * row + lse
+    return forward + backward * (mode == 'training')
+
+
+def machine(args: argparse.Namespace) -> Iterator[dict]:
+    """The machine's own rates: a square matrix product and a copy."""
+    side, numel = (64, 2**12) if args.quick else (8192, 2**30)
+    # Random numbers: constant ones toggle fewer bits and run faster.
+    a, b, source = (
+        torch.randn(shape, device=args.device).bfloat16()
+        for shape in ((side, side), (side, side), (numel, )))
+    target = torch.empty_like(source)
+    calls = dict(
+        matmul=partial(torch.mm, a, b), copy=partial(target.copy_, source))
+    try_calls(calls, args.device)
+    row, = compare([({}, calls)], args.repeats, args.least, args.device)
+    seconds = {name: x['median'] for name, x in row['seconds'].items()}
+    yield dict(
+        row,
+        rates=dict(
+            flops=2 * side**3 / seconds['matmul'],
+            bytes=2 * source.nbytes / seconds['copy']))
+
+
+OF_DEVICE = {
+    'cpu': (speed2d, speed1d, pooled, memory, scaling, isa, dtypes, threads),
+    'cuda': (machine, op2d, op1d)
 }
+PARTS = {part.__name__: part for part in sum(OF_DEVICE.values(), ())}
 
 
-def main(argv: Optional[List[str]] = None) -> None:
-    run_parts(__file__, __doc__, PARTS, RESULT, argv, ['memory'])
+def main(argv: Optional[List[str]] = None) -> int:
+    """Runs the parts; 1 if the op failed where it was to be timed."""
+    default = {
+        device: [part.__name__ for part in parts]
+        for device, parts in OF_DEVICE.items()
+    }
+    return run_parts(__file__, __doc__, PARTS, 'op', argv, ('memory', ),
+                     default)
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Tables of the backbones."""
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, List, Optional
 
 from .formats import load, number, table, where_gpu
 from .operation import cpu_page, cpu_rows, ms
@@ -146,27 +146,16 @@ def backbones_gpu(results: Path) -> Optional[str]:
     found = (load(results, 'backbones_gpu') or {}).get('models')
     if not found:
         return None
-    lines: Dict[tuple, dict] = {}
-    for r in found['rows']:
-        if 'model' in r:
-            key = (r['shape'][0], r['batch'], r['model'])
-            lines.setdefault(key, {})[r['mode']] = r
     rows = []
-    for (side, batch, model), modes in sorted(lines.items()):
-        cells = [f'{model}, {side} × {side}, batch {batch}']
-        for mode in ('inference', 'training'):
-            r = modes.get(mode, {})
-            memory = r.get('peak_memory_bytes')
-            cells += [
-                number(r.get('images_per_second')),
-                number(memory / 2**20 if memory else None),
-                number(r.get('ratio_to_swin'))
-            ]
-        rows.append(cells)
-    if not any('images_per_second' in r for r in found['rows']):
-        return None
-    head = ['images/s', 'peak MiB', 'time / Swin-T']
-    return (f'Backbones alone, {found["setting"]["dtype"]} autocast; '
-            'inference, then a training step:\n\n' +
-            table(['model, pixels', *head, *head], rows) +
+    for r in found['rows']:
+        size = ' × '.join(map(str, r['shape']))
+        for model, seconds in r['seconds'].items():
+            rows.append([
+                f'{model}, {size}, batch {r["batch"]}, {r["mode"]}',
+                number(r['batch'] / seconds['median']),
+                number(r['peak_bytes'][model] / 2**20),
+                number(r['ratio'][model] if 'Swin-T' in r['seconds'] else None)
+            ])
+    return ('Backbones alone, bfloat16 autocast:\n\n' + table(
+        ['model, pixels', 'images/s', 'peak MiB', 'time / Swin-T'], rows) +
             f'\n\n{where_gpu(found["environment"])}')

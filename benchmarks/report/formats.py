@@ -49,7 +49,7 @@ def where_gpu(environment: dict) -> str:
     return (f'{environment.get("device_name", environment["cpu"])}, torch '
             f'{packages["torch"]}, triton {packages.get("triton", "none")}, '
             f'commit {commit}, seed {environment["seed"]}; '
-            '`kernels/benchmarks/gpu.sh`')
+            '`benchmarks/gpu.sh`')
 
 
 def number(value: Optional[float], unit: str = '') -> str:

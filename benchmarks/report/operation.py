@@ -1,23 +1,27 @@
 """Tables of the operation: time, memory, kernels."""
-from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Callable, List, Optional
 
 from .formats import load, number, table, where, where_gpu
 
+# What is timed beside FMA on a GPU.
+RIVALS = 'flex', 'flex_kernel', 'pooled', 'windows', 'natten'
+
 
 def cpu_rows(found: dict, *parts: str) -> List[dict]:
     """Rows of the parts that were measured."""
     return [
         row for part in parts if part in found for row in found[part]['rows']
+        if 'reason' not in row
     ]
 
 
 def cpu_label(row: dict) -> str:
     size = ' × '.join(f'{side:,}' for side in row['grid'])
     causal = ', causal' if row['causal'] else ''
-    return f'{size}{causal}, cell {row["cell_size"]}, {row["mode"]}'
+    batch = f', batch {row["batch"]}' if row.get('batch', 1) > 1 else ''
+    return f'{size}{causal}{batch}, cell {row["cell_size"]}, {row["mode"]}'
 
 
 def cpu_table(title: str, head: List[str], rows: List[dict],
@@ -50,19 +54,25 @@ def cpu_page(found: dict,
     return '\n\n'.join([*sections, f'{place}; {how}, medians{between}'])
 
 
+def median_of(row: dict, name: str) -> Optional[float]:
+    """Seconds, or None for what did not run."""
+    return row['seconds'].get(name, {}).get('median')
+
+
 def ms(row: dict, name: str) -> str:
-    return number(row['seconds'][name]['median'] * 1e3)
+    seconds = median_of(row, name)
+    return number(seconds and seconds * 1e3)
 
 
-def against_all(rows: List[dict]) -> Optional[str]:
+def against_all(rows: List[dict], sequences: str = '8 × 64') -> Optional[str]:
     """The op against SDPA."""
     return cpu_table(
         'The operation against PyTorch\'s attention over all tokens (images '
-        '3 heads × 32, sequences 8 × 64; training is a forward and a '
+        f'3 heads × 32, sequences {sequences}; training is a forward and a '
         'backward pass):', ['FMA, ms', 'SDPA, ms', 'faster', 'by FLOPs'], rows,
         lambda r: [
             ms(r, 'fma'),
-            ms(r, 'sdpa'), f'**{number(r["ratio"]["sdpa"], " ×")}**',
+            ms(r, 'sdpa'), f'**{number(r["ratio"].get("sdpa"), " ×")}**',
             f'{r["all_pairs"] / r["pairs"]:.0f} ×'
         ])
 
@@ -146,95 +156,64 @@ def linear(results: Path) -> Optional[str]:
     return cpu_page(found, [against, peaks(memory)], 'pooled', 'memory')
 
 
-def op_label(row: dict) -> str:
-    size = ' × '.join(f'{side:,}' for side in row['shape'])
-    batch = f', batch {row["batch"]}' if row['batch'] > 1 else ''
-    return f'{size}{batch}, cell {row["cell_size"]}'
-
-
-def op_tables(results: Path, head: List[str],
-              cells: Callable[[dict], List[str]]) -> Optional[tuple]:
-    """A table for images and one for sequences, and the part behind them."""
-    texts, measured = [], None
-    found = load(results, 'op_gpu') or {}
-    for name, title in (('op2d', 'Images'), ('op1d', 'Causal sequences')):
-        part = found.get(name, {})
-        rows = [r for r in part.get('rows', []) if 'reason' not in r]
-        rows.sort(
-            key=lambda r: (prod(r['shape']), r['batch'], -r['cell_size']))
-        if rows:
-            measured = measured or part
-            texts.append(f'{title}, {rows[0]["heads"]} heads × '
-                         f'{rows[0]["head_dim"]}:\n\n' +
-                         table(['tokens', *head], [[op_label(r), *cells(r)]
-                                                   for r in rows]))
-    if not measured:
-        return None
-    texts.append(where_gpu(measured['environment']))
-    return '\n\n'.join(texts), measured
+def gpu_page(found: dict, section: Optional[str]) -> Optional[str]:
+    """A section, and where it was measured."""
+    place = next((where_gpu(found[part]['environment'])
+                  for part in ('op2d', 'op1d') if part in found), None)
+    return section and (f'{section}\n\n{place}: bfloat16, rank 1, averages, '
+                        'medians')
 
 
 def op_gpu(results: Path) -> Optional[str]:
-    """The op against SDPA on a GPU, forward and in training."""
-
-    def cells(row: dict) -> List[str]:
-        found = []
-        for mode in ('forward', 'training'):
-            for name in ('fma', 'sdpa'):
-                time = row['times'][mode].get(name)
-                found.append(
-                    number(time['median'] *
-                           1e3 if isinstance(time, dict) else None))
-            faster = row['faster_than'].get(mode, {}).get('sdpa')
-            found.append(f'**{number(faster, " ×")}**')
-        return found
-
-    found = op_tables(results, ['FMA, ms', 'SDPA, ms', 'faster'] * 2, cells)
-    return found and (
-        'The operation against PyTorch\'s attention over all tokens '
-        f'({found[1]["setting"]["dtype"]}): forward, then forward and '
-        f'backward.\n\n{found[0]}')
+    """The op against SDPA on a GPU."""
+    found = load(results, 'op_gpu') or {}
+    rows = cpu_rows(found, 'op2d', 'op1d')
+    return gpu_page(found, against_all(rows, '16 × 64'))
 
 
 def op_gpu_details(results: Path) -> Optional[str]:
     """Rates, memory and the other competitors on a GPU."""
+    found = load(results, 'op_gpu') or {}
+    if not cpu_rows(found, 'machine'):
+        return None
+    rates = found['machine']['rows'][0]['rates']
 
     def cells(row: dict) -> List[str]:
-        found = []
-        for mode in ('forward', 'backward'):
-            found += [
-                row['tflops'].get(mode, {}).get('fma'),
-                row['share_of_sdpa'].get(mode), row['roofline'].get(mode)
-            ]
-        faster, memory = row['faster_than'], row['memory_over_sdpa']
-        # Of flex_attention with all around it, and of its kernel alone.
-        rivals = [
-            faster.get('training', {}).get(name)
-            for name in ('flex', 'flex_kernel')
+        # A backward pass has five products for the two of a forward pass.
+        passes = row['batch'] * (3.5 if row['mode'] == 'training' else 1)
+        work = passes * row['flops']
+        ours = median_of(row, 'fma')
+        full = [
+            median_of(row, name) for name in ('sdpa', 'sdpa_cudnn')
+            if name in row['seconds']
         ]
-        found += [
-            min((x for x in rivals if x), default=None),
-            faster.get('forward', {}).get('window'),
-            memory.get('training', {}).get('beyond_inputs')
+        # Rates by pairs: time over all tokens is for more of them.
+        share = min(full) * row['pairs'] / row['all_pairs'] / ours if full \
+            else None
+        least = max(work / rates['flops'], row['least_bytes'] / rates['bytes'])
+        peaks = row['peak_bytes']
+        memory = peaks['fma'] / peaks['sdpa'] if 'sdpa' in peaks else None
+        return [
+            number(x)
+            for x in (work / ours / 1e12, share, least / ours,
+                      *(row['ratio'].get(name) for name in RIVALS), memory)
         ]
-        return [number(value) for value in found]
 
-    rates = ['TFLOP/s', 'of SDPA\'s', 'of the roofline']
-    found = op_tables(
-        results,
-        [*rates, *rates, 'flex / FMA', 'windows / FMA', 'memory / SDPA'],
-        cells)
-    if found is None:
-        return None
-    machine = found[1]['setting']['machine']
-    return ('Rates over the pairs of the definition, forward, then backward '
-            '(counted as 2.5 times the forward pass); time of flex_attention '
-            'on the same pattern in training, and of attention inside windows '
-            'of 8 × 8 tokens forward, over that of FMA; peak memory in '
-            'training, beyond the inputs, over that of SDPA. In the same run '
-            'the machine multiplied matrices at '
-            f'{number(machine["matmul_flops"] / 1e12)} TFLOP/s and copied '
-            f'{number(machine["copy_bytes"] / 1e12)} TB/s.\n\n{found[0]}')
+    head = ['TFLOP/s', 'of SDPA\'s', 'of the roofline']
+    head += [f'{name.replace("_", " ")} / FMA' for name in RIVALS]
+    return gpu_page(
+        found,
+        cpu_table(
+            'Rates over the pairs of the definition (training is counted as '
+            '3.5 forward passes), over those of the faster SDPA, and the '
+            'least time by the machine\'s own rates over the time taken; the '
+            'times of others over that of FMA: flex_attention on the same '
+            'pattern with all around it and its kernel alone, pooled queries, '
+            'and near tokens alone; peak memory beyond the inputs over that '
+            'of SDPA. In the same run the machine multiplied matrices at '
+            f'{number(rates["flops"] / 1e12)} TFLOP/s and copied '
+            f'{number(rates["bytes"] / 1e12)} TB/s.', [*head, 'memory / SDPA'],
+            cpu_rows(found, 'op2d', 'op1d'), cells))
 
 
 def kernel_resources(results: Path) -> Optional[str]:
@@ -257,5 +236,5 @@ def kernel_resources(results: Path) -> Optional[str]:
             'spills a register, all fit):\n\n' +
             table(['kernel', 'blocks', 'warps', 'registers', 'shared, KiB'],
                   rows) + f'\n\nTriton {packages["triton"]}; `python '
-            'kernels/benchmarks/resources.py --json '
+            'benchmarks/resources.py --json '
             'benchmarks/results/triton_resources.json`')

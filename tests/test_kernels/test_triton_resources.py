@@ -15,7 +15,7 @@ triton = pytest.importorskip('triton', reason='triton is not installed')
 from fma_kernels.backends.triton import call, configs  # noqa: E402
 from fma_kernels.backends.triton.plan import plan  # noqa: E402
 
-SCRIPT = 'kernels/benchmarks/resources.py'
+SCRIPT = 'benchmarks/resources.py'
 TARGETS = (80, 90, 100)
 # shape, cell_size, num_levels, rank
 GEOMETRIES = [((56, 56), 8), ((56, 56), 4), ((56, 56), 4, None, 2),

@@ -2,7 +2,7 @@
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import List
+from typing import List, Tuple
 
 import pytest
 import torch
@@ -10,9 +10,7 @@ from torch import Tensor
 
 from fma_kernels import Hierarchy
 from fma_kernels.naive import naive, visibility
-from fma_kernels.pooling import masses
-from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
-                                 random_qkv, random_summaries)
+from fma_kernels.testing import assert_close, missing_compiler, random_qkv
 
 flex_attention = pytest.importorskip('torch.nn.attention.flex_attention')
 if not hasattr(flex_attention, 'AuxRequest'):
@@ -20,7 +18,7 @@ if not hasattr(flex_attention, 'AuxRequest'):
 
 spec = importlib.util.spec_from_file_location(
     'flex_rival',
-    Path(__file__).parents[2] / 'kernels/benchmarks/flex.py')
+    Path(__file__).parents[2] / 'benchmarks/rivals/flex.py')
 rival = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(rival)
 BLOCK, flex, layout = rival.BLOCK, rival.flex, rival.layout
@@ -30,22 +28,14 @@ needs_compiler = pytest.mark.skipif(
 CPU = torch.device('cpu')
 
 
-def run(function, inputs: List[Tensor], h: Hierarchy,
-        **options) -> List[Tensor]:
-    """[out, lse, gradient of every input] for fixed random slopes."""
-    q, k, v, *levels = inputs
-    if levels:
-        half = len(levels) // 2
-        options['key_summaries'] = levels[:half]
-        options['value_summaries'] = levels[half:]
-    results = function(q, k, v, h, **options)
+def run(function, inputs: Tuple[Tensor, ...], h: Hierarchy) -> List[Tensor]:
+    """[out, lse, gradients] for fixed random slopes."""
+    results = function(*inputs, h)
     generator = torch.Generator().manual_seed(3)
     slopes = [
         torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         for x in results
     ]
-    # A query without any key: its lse has no slope.
-    slopes[1] = slopes[1].masked_fill(results[1] == -torch.inf, 0)
     return [*results, *torch.autograd.grad(results, inputs, slopes)]
 
 
@@ -56,39 +46,22 @@ def compare(shape,
             causal=False,
             *,
             batch=1,
-            heads=2,
             head_dim=4,
             dtype=torch.float64,
-            summaries=False,
-            mask=None,
-            device='cpu',
-            **options) -> None:
+            device='cpu') -> None:
     """Compares everything that comes out with the oracle."""
     h = Hierarchy(shape, cell_size, num_levels, rank, causal)
-    inputs = list(random_qkv(shape, heads, head_dim, batch, dtype))
-    if mask is not None and dtype.itemsize > 2:  # masked keys may hold NaN
-        inputs[1:] = [
-            x.detach().masked_fill(~mask[..., None, None],
-                                   torch.nan).requires_grad_()
-            for x in inputs[1:]
-        ]
-    if summaries:
-        for seed in (1, 2):
-            inputs += random_summaries(
-                h, heads, head_dim, batch, dtype, seed=seed)
+    inputs = random_qkv(shape, 2, head_dim, batch, dtype)
     # Half precision is compared with the exact result of the same inputs.
     exact = [
         x.detach().double().requires_grad_() if dtype.itemsize == 2 else x
         for x in inputs
     ]
-    expected = run(naive, exact, h, key_mask=mask, **options)
-    if mask is not None:
-        mask = mask.to(device)
     moved = [x.detach().to(device).requires_grad_() for x in inputs]
-    actual = run(flex, moved, h, key_mask=mask, **options)
+    actual = run(flex, moved, h)
     assert actual[1].dtype == (
         torch.float64 if dtype == torch.float64 else torch.float32)
-    for i, (a, b) in enumerate(zip(actual, expected)):
+    for i, (a, b) in enumerate(zip(actual, run(naive, exact, h))):
         assert a.shape == b.shape
         if i != 1:
             assert a.dtype == dtype
@@ -123,97 +96,13 @@ def test_against_the_oracle(geometry) -> None:
     compare(*geometry)
 
 
-@pytest.mark.parametrize('masked', [False, True])
-@pytest.mark.parametrize(
-    'geometry', [((37, ), 2, None, 2, False), ((45, ), 4, None, 1, True),
-                 ((9, 14), 2, None, 1, False), ((13, 9), 4, None, 2, False)],
-    ids=str)
-def test_given_summaries(geometry, masked) -> None:
-    mask = random_mask(geometry[0], 2, real=0.4) if masked else None
-    compare(*geometry, batch=2, mask=mask, summaries=True)
-
-
-@pytest.mark.parametrize(
-    'options', [
-        dict(mass=False),
-        dict(scale=2.0),
-        dict(scale=0.0),
-        dict(scale=-0.3),
-    ],
-    ids=str)
-@pytest.mark.parametrize(
-    'geometry', [((50, ), 2, None, 2, True), ((14, 11), 2, None, 2, False)],
-    ids=str)
-def test_mass_and_scale(geometry, options) -> None:
-    compare(*geometry, **options)
-
-
-@pytest.mark.parametrize('real', [0.05, 0.6])
-@pytest.mark.parametrize(
-    'geometry', [((45, ), 2, None, 1, False), ((45, ), 16, None, 4, True),
-                 ((12, 15), 2, None, 2, False), ((7, 5), 2, 0, 1, False)],
-    ids=str)
-def test_masks_with_nan(geometry, real) -> None:
-    mask = random_mask(geometry[0], 3, real)
-    mask[1] = False  # an image of padding only
-    compare(*geometry, batch=3, mask=mask)
-
-
 @pytest.mark.parametrize('dtype',
                          [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     'geometry', [((45, ), 4, None, 2, True), ((14, 13), 2, None, 1, False)],
     ids=str)
 def test_dtypes(geometry, dtype) -> None:
-    mask = random_mask(geometry[0], 2)
-    compare(*geometry, batch=2, head_dim=8, dtype=dtype, mask=mask)
-
-
-def test_what_is_absent_has_no_effect_and_no_gradient() -> None:
-    """Masked keys, summaries of mass 0, and queries that see nothing."""
-    h = Hierarchy((9, 10), 2, rank=2)
-    mask = random_mask(h.shape, 2, 0.3)
-    mask[0] = False
-    empty = [mass == 0 for mass in masses(h, mask)] * 2
-    qkv = [x.detach() for x in random_qkv(h.shape, batch=2)]
-    levels = [
-        x.detach() for seed in (1, 2)
-        for x in random_summaries(h, batch=2, seed=seed)
-    ]
-    results = []
-    for fill in (0.0, torch.nan):
-        inputs = [qkv[0].clone()]
-        inputs += [
-            x.masked_fill(~mask[..., None, None], fill) for x in qkv[1:]
-        ]
-        inputs += [
-            x.masked_fill(none[..., None, None], fill)
-            for x, none in zip(levels, empty)
-        ]
-        inputs = [x.requires_grad_() for x in inputs]
-        half = len(levels) // 2
-        out, lse = flex(
-            *inputs[:3],
-            h,
-            key_summaries=inputs[3:3 + half],
-            value_summaries=inputs[3 + half:],
-            scale=0.5,
-            key_mask=mask)
-        # NaN: the slope of what lies at -inf is a caller's usual accident.
-        slope = torch.ones_like(lse).masked_fill(lse == -torch.inf, torch.nan)
-        results.append([
-            out, lse, *torch.autograd.grad((out, lse), inputs,
-                                           (torch.ones_like(out), slope))
-        ])
-    for a, b in zip(*results):
-        assert torch.equal(a, b) and not a.isnan().any()
-    out, lse, *grads = results[0]
-    assert not out[0].any() and (lse[0] == -torch.inf).all()
-    assert all(not grad[0].any() for grad in grads)
-    for grad in grads[1:3]:
-        assert not grad[~mask].any() and grad[mask].any()
-    for grad, none in zip(grads[3:], empty):
-        assert not grad[none].any() and grad[~none].any()
+    compare(*geometry, batch=2, head_dim=8, dtype=dtype)
 
 
 def test_strided_inputs() -> None:
@@ -228,10 +117,9 @@ def test_strided_inputs() -> None:
 
 def test_gradcheck() -> None:
     h = Hierarchy((5, 6), 2)
-    mask = random_mask(h.shape, real=0.7)
     inputs = random_qkv(h.shape, heads=1, head_dim=2)
     assert torch.autograd.gradcheck(
-        lambda *x: flex(*x, h, key_mask=mask), inputs, fast_mode=True)
+        lambda *x: flex(*x, h), inputs, fast_mode=True)
 
 
 # ---------------------------------------------------------- the compiled form
@@ -242,17 +130,15 @@ def test_compiled_inference() -> None:
     torch._dynamo.reset()
     h = Hierarchy((48, 43), 8, rank=2)
     assert all(blocks.any() for blocks in split(layout(h, CPU)))
-    mask = random_mask(h.shape, 2, 0.5)
-    mask[1] = False
     qkv = [
         x.detach() for x in random_qkv(
             h.shape, head_dim=16, batch=2, dtype=torch.float32)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        out, lse = flex(*qkv, h, key_mask=mask, return_lse=False)
+        out, lse = flex(*qkv, h, return_lse=False)
     assert lse is None
-    assert_close(out, naive(*qkv, h, key_mask=mask)[0])
+    assert_close(out, naive(*qkv, h)[0])
 
 
 def test_eager_is_silent() -> None:
@@ -260,7 +146,7 @@ def test_eager_is_silent() -> None:
     qkv = random_qkv(h.shape)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        run(flex, list(qkv), h)
+        run(flex, qkv, h)
 
 
 @pytest.mark.gpu
@@ -271,10 +157,7 @@ def test_eager_is_silent() -> None:
                  ((64, 64), 8, None, 1, False)],
     ids=str)
 def test_on_a_gpu(geometry, dtype) -> None:
-    mask = random_mask(geometry[0], 2)
-    mask[1] = False
-    compare(
-        *geometry, batch=2, head_dim=32, dtype=dtype, mask=mask, device='cuda')
+    compare(*geometry, batch=2, head_dim=32, dtype=dtype, device='cuda')
 
 
 # ----------------------------------------------------------- the block mask

@@ -268,71 +268,38 @@ def attend(query: Tensor, key: Tensor, value: Tensor, score_mod: Callable,
         return _compiled()(*args, return_lse)
 
 
-def arrange(query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            hierarchy: Hierarchy,
-            key_summaries: Optional[List[Tensor]] = None,
-            value_summaries: Optional[List[Tensor]] = None,
-            mass: bool = True,
-            scale: Optional[float] = None,
-            key_mask: Optional[Tensor] = None) -> tuple:
+def arrange(query: Tensor, key: Tensor, value: Tensor,
+            hierarchy: Hierarchy) -> tuple:
     """What :func:`attend` takes, from the arguments of :func:`flex`."""
     plan = layout(hierarchy, query.device)
-    weight = _weight(query, hierarchy, key_mask)
-    absent = (weight == 0)[..., None, None]
 
-    def keys(tokens: Tensor, levels: Optional[List[Tensor]]) -> Tensor:
-        if levels is None:
-            levels = average_pyramid(tokens, hierarchy, key_mask)
+    def keys(tokens: Tensor) -> Tensor:
         x = tokens.flatten(1, hierarchy.ndim)
         if hierarchy.num_levels:
-            levels = levels[:hierarchy.num_levels]
+            levels = average_pyramid(tokens, hierarchy, None)
             x = torch.cat([x, pack(levels, hierarchy.ndim).to(x.dtype)], 1)
-        # What is absent may hold anything, even NaN.
-        x = x.masked_fill(absent, 0)
         # [B, columns, heads, head_dim] -> [B, heads, columns, head_dim]
         return _Reorder.apply(x, plan.keys, plan.key_places).transpose(1, 2)
 
     rows = _Reorder.apply(
         query.flatten(1, hierarchy.ndim), plan.queries, plan.query_places)
-    # -inf hides a key.
-    bias = (weight if mass else weight.clamp(max=1)).log()[:, plan.keys]
+    masses = packed_mass(hierarchy, None, query.device)[0]
+    weight = torch.cat([masses.new_ones(hierarchy.num_tokens), masses])
+    # Without mass it is -inf, which hides a key.
+    bias = weight.to(accumulation_dtype(query.dtype)).log()[plan.keys]
 
-    if bias.shape[0] == 1:
-        row = bias[0]
+    def score_mod(score, batch, head, row, column):
+        return score + bias[column]
 
-        def score_mod(score, batch, head, query, key):
-            return score + row[key]
-    else:
-
-        def score_mod(score, batch, head, query, key):
-            return score + bias[batch, key]
-
-    scale = float(query.shape[-1]**-0.5 if scale is None else scale)
-    return (rows.transpose(1, 2), keys(key, key_summaries),
-            keys(value, value_summaries), score_mod, plan.block_mask, scale)
-
-
-def _weight(query: Tensor, hierarchy: Hierarchy,
-            key_mask: Optional[Tensor]) -> Tensor:
-    """Real tokens behind every key, ``[B or 1, N + M_total]``."""
-    masses = packed_mass(hierarchy, key_mask, query.device)
-    if key_mask is None:
-        tokens = masses.new_ones((1, hierarchy.num_tokens))
-    else:
-        tokens = key_mask.flatten(1)
-    weight = torch.cat([tokens, masses.expand(len(tokens), -1)], dim=1)
-    return weight.to(accumulation_dtype(query.dtype))
+    return (rows.transpose(1, 2), keys(key), keys(value), score_mod,
+            plan.block_mask, query.shape[-1]**-.5)
 
 
 def flex(query: Tensor,
          key: Tensor,
          value: Tensor,
          hierarchy: Hierarchy,
-         *,
-         return_lse: bool = True,
-         **options) -> Tuple[Tensor, Optional[Tensor]]:
+         return_lse: bool = True) -> Tuple[Tensor, Optional[Tensor]]:
     """FMA by flex_attention, differentiable by autograd.
 
     Args:
@@ -340,18 +307,14 @@ def flex(query: Tensor,
             ``head_dim`` is a power of two from 16 on.
         hierarchy: the geometry.
         return_lse: whether the log-sum-exp is wanted.
-        options: ``key_summaries``, ``value_summaries`` (per level), ``mass``,
-            ``scale`` and ``key_mask`` of :func:`fma_kernels.fma2d`.
 
     Returns:
         Output like ``query``, and lse ``[B, *grid, heads]`` in float32
-        (float64 for float64), or None without ``return_lse``. A query
-        without any real key gets 0 and -inf.
+        (float64 for float64), or None without ``return_lse``.
     """
     hierarchy = hierarchy.trimmed()
-    out, lse = attend(*arrange(query, key, value, hierarchy, **options),
-                      return_lse)
     plan = layout(hierarchy, query.device)
+    out, lse = attend(*arrange(query, key, value, hierarchy), return_lse)
 
     def restore(x: Tensor) -> Tensor:
         # Padding goes first, so that its gradient is zero.
@@ -360,7 +323,4 @@ def flex(query: Tensor,
                            plan.queries[:hierarchy.num_tokens])
         return x.unflatten(1, hierarchy.shape)
 
-    if lse is not None:
-        # What has no key has no gradient, whatever arrives.
-        lse = restore(lse.masked_fill(lse == -torch.inf, -torch.inf))
-    return restore(out), lse
+    return restore(out), None if lse is None else restore(lse)

@@ -1,0 +1,1 @@
+"""What a user might take instead of FMA."""

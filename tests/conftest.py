@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Callable
@@ -67,10 +68,19 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
+# Before pytest selects by marker.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list) -> None:
-    if torch.cuda.is_available():
-        return
+    no_gpu = not torch.cuda.is_available()
     skip = pytest.mark.skip(reason='needs a CUDA device')
+    seen = Counter()
     for item in items:
-        if 'gpu' in item.keywords:
+        if no_gpu and 'gpu' in item.keywords:
             item.add_marker(skip)
+        if 'sampled' in item.keywords:
+            test = item.nodeid.split('[')[0]
+            # A step that divides no usual number of values, so that each
+            # value of each parameter has its turn.
+            if seen[test] % 5:
+                item.add_marker('slow')
+            seen[test] += 1

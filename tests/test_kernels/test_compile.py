@@ -131,6 +131,7 @@ def gradients(function, inputs):
     return [out, *torch.autograd.grad(out.square().sum(), inputs)]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_equals_eager() -> None:
     """Forward and backward through the default compiler, no graph break."""
@@ -146,6 +147,7 @@ def test_compiled_equals_eager() -> None:
         assert_close(a, b)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_biases_equal_eager() -> None:
     h = Hierarchy((9, 10), 2)

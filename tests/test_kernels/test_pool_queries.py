@@ -31,6 +31,7 @@ grids = pytest.mark.parametrize('grid', GRIDS, ids=str)
 
 
 # --------------------------------------------------------------- definition
+@pytest.mark.sampled
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('given', [False, True])
 @pytest.mark.parametrize(
@@ -331,6 +332,7 @@ def test_dropout_keeps_the_expectation(backend) -> None:
     assert torch.equal(fma2d(q, k, v, **options), first)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('elements', [1, 3000, 12000])
 @pytest.mark.parametrize(
     'grid', [((70, ), 2, None, 2), ((70, ), 4, 1, 1), ((13, 10), 2, None, 1),
@@ -593,6 +595,7 @@ def test_one_graph(shape, options) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     missing_compiler() is not None, reason=str(missing_compiler()))
 def test_compiled_equals_eager() -> None:

@@ -79,6 +79,7 @@ def _steps(model, tokens, state):
 
 
 # ------------------------------------------------------------------ parity
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', FORMS)
 def test_steps_equal_the_parallel_form(name):
     model, tokens = _model(**FORMS[name]), _tokens(2, LENGTH)
@@ -87,6 +88,7 @@ def test_steps_equal_the_parallel_form(name):
     assert state.lengths == (LENGTH, LENGTH)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', FORMS)
 def test_prefill_equals_the_parallel_form(name):
     """Rows of different lengths, any chunks; then steps from there."""
@@ -136,6 +138,7 @@ def test_float32_stays_at_rounding():
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 @pytest.mark.parametrize('isa', ['portable', 'avx2', 'avx512'])
 @pytest.mark.parametrize('name', [

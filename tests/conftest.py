@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import random
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 from typing import Callable
@@ -73,14 +73,15 @@ def real_data() -> Callable[[str], Path]:
 def pytest_collection_modifyitems(items: list) -> None:
     no_gpu = not torch.cuda.is_available()
     skip = pytest.mark.skip(reason='needs a CUDA device')
-    seen = Counter()
+    sampled = defaultdict(list)
     for item in items:
         if no_gpu and 'gpu' in item.keywords:
             item.add_marker(skip)
         if 'sampled' in item.keywords:
-            test = item.nodeid.split('[')[0]
-            # A step that divides no usual number of values, so that each
-            # value of each parameter has its turn.
-            if seen[test] % 5:
+            sampled[item.nodeid.split('[')[0]].append(item)
+    for test, cases in sampled.items():
+        # The same ones each time.
+        chosen = random.Random(test).sample(cases, -(-len(cases) // 5))
+        for item in cases:
+            if item not in chosen:
                 item.add_marker('slow')
-            seen[test] += 1

@@ -11,6 +11,8 @@ from fma_kernels.pooling import average_pyramid, pack
 from fma_kernels.testing import (assert_close, missing_compiler, random_biases,
                                  random_mask, random_qkv)
 
+pytestmark = pytest.mark.sampled
+
 core = torch.ops.fma_kernels
 needs_compiler = pytest.mark.skipif(
     missing_compiler() is not None, reason=str(missing_compiler()))

@@ -15,6 +15,8 @@ from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
 from fma_vision.utils.timing import peak_memory
 
+pytestmark = pytest.mark.sampled
+
 SHAPES_1D = [(1, ), (2, ), (7, ), (16, ), (33, ), (70, )]
 SHAPES_2D = [(1, 1), (1, 19), (19, 1), (3, 2), (8, 8), (13, 21), (17, 16)]
 
@@ -195,7 +197,6 @@ def spy_on_chunks(monkeypatch) -> list:
 
 
 # All at once; some tiles of an image; some rows of a tile.
-@pytest.mark.sampled
 @pytest.mark.parametrize('elements', [1 << 24, 9000, 100])
 @pytest.mark.parametrize(
     'geometry', [((70, ), 2, None, 1, False), ((70, ), 16, None, 2, True),
@@ -247,7 +248,6 @@ def test_chunks_follow_the_budget(monkeypatch) -> None:
     assert first[3][2] < 16
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize('levels', [None, 0, 1])
 def test_memory_is_linear(levels, monkeypatch) -> None:
     """Beyond tensors of the size of the inputs, a bounded chunk."""
@@ -421,7 +421,6 @@ def test_lse_is_that_of_the_undropped_weights(backend) -> None:
 
 
 # ---------------------------------------------------------------- gradcheck
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     'name', ['causal', 'masked', 'rank', 'summaries', 'full', 'dropout'])
 def test_gradcheck(name) -> None:

@@ -85,6 +85,7 @@ def test_core_cases(cell_size, options, isa) -> None:
     compare('native', (22, 13), cell_size, batch=2, heads=3, **options)
 
 
+@pytest.mark.sampled
 @isas
 @pytest.mark.parametrize('seed', range(0, 300, 10))
 def test_random_cases(seed, isa) -> None:

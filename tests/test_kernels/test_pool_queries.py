@@ -20,6 +20,8 @@ from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
                                  random_qkv, random_summaries)
 from fma_vision.utils.timing import peak_memory
 
+pytestmark = pytest.mark.sampled
+
 compare = partial(compare_backend, pool_queries=True)
 BACKENDS = backends('naive', 'torch', 'native')
 # shape, cell_size, num_levels, rank
@@ -31,7 +33,6 @@ grids = pytest.mark.parametrize('grid', GRIDS, ids=str)
 
 
 # --------------------------------------------------------------- definition
-@pytest.mark.sampled
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('given', [False, True])
 @pytest.mark.parametrize(
@@ -332,7 +333,6 @@ def test_dropout_keeps_the_expectation(backend) -> None:
     assert torch.equal(fma2d(q, k, v, **options), first)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize('elements', [1, 3000, 12000])
 @pytest.mark.parametrize(
     'grid', [((70, ), 2, None, 2), ((70, ), 4, 1, 1), ((13, 10), 2, None, 1),

@@ -14,6 +14,8 @@ from fma_vision.models import FMALanguageModel
 from fma_vision.models.lm import LMState, multipole_stream, sample
 from fma_vision.models.lm.multipole_state import held_cells
 
+pytestmark = pytest.mark.sampled
+
 SMALL = dict(
     vocab_size=13, embed_dims=16, depth=2, num_heads=2, cell_size=4, rank=2)
 FORMS = {
@@ -79,7 +81,6 @@ def _steps(model, tokens, state):
 
 
 # ------------------------------------------------------------------ parity
-@pytest.mark.sampled
 @pytest.mark.parametrize('name', FORMS)
 def test_steps_equal_the_parallel_form(name):
     model, tokens = _model(**FORMS[name]), _tokens(2, LENGTH)
@@ -88,7 +89,6 @@ def test_steps_equal_the_parallel_form(name):
     assert state.lengths == (LENGTH, LENGTH)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize('name', FORMS)
 def test_prefill_equals_the_parallel_form(name):
     """Rows of different lengths, any chunks; then steps from there."""
@@ -138,7 +138,6 @@ def test_float32_stays_at_rounding():
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.sampled
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 @pytest.mark.parametrize('isa', ['portable', 'avx2', 'avx512'])
 @pytest.mark.parametrize('name', [

@@ -2,7 +2,8 @@
 #
 #   PYTHON=python3.12   the interpreter that builds the environment
 #   VENV=.venv          where the environment lives
-#   ARGS='-k pooling'   passed on to pytest, or to the demo
+#   ARGS='-k pooling'   passed on to pytest, or to the demo; for the tests,
+#                       -m '' runs the slow ones too, -n 0 one at a time
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,7 +24,7 @@ SOURCES := $(wildcard fma_vision kernels configs tools tests demo \
 
 help:
 	@echo 'make demo     segment a photograph with the shipped weights'
-	@echo 'make test     run all tests'
+	@echo 'make test     run the tests; .ci/run runs the slow ones too'
 	@echo 'make install  build $(VENV) and install everything into it'
 	@echo 'make lint     flake8, isort and yapf, changing nothing'
 	@echo 'make format   isort and yapf, in place'
@@ -35,8 +36,10 @@ help:
 demo: $(STAMP)
 	$(BIN)/python demo/image_demo.py $(ARGS)
 
+# A process for each processor, which takes over tests from one still busy.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal \
+	  -m 'not slow' $(ARGS)
 
 install: $(STAMP)
 	@echo 'Ready: activate with `. $(BIN)/activate`.'

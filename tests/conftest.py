@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 from typing import Callable
@@ -67,11 +68,21 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
+# Before pytest selects by marker.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list) -> None:
-    if torch.cuda.is_available():
-        return
+    no_gpu = not torch.cuda.is_available()
     skip = pytest.mark.skip(reason='needs a CUDA device')
+    sampled = defaultdict(list)
     for item in items:
         # Keywords hold names of folders, too.
-        if item.get_closest_marker('gpu'):
+        if no_gpu and item.get_closest_marker('gpu'):
             item.add_marker(skip)
+        if item.get_closest_marker('sampled'):
+            sampled[item.nodeid.split('[')[0]].append(item)
+    for test, cases in sampled.items():
+        # The same ones each time.
+        chosen = random.Random(test).sample(cases, -(-len(cases) // 5))
+        for item in cases:
+            if item not in chosen:
+                item.add_marker('slow')

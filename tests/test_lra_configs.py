@@ -57,6 +57,7 @@ def test_every_task_is_there() -> None:
     assert (FOLDER / 'metafile.yml').is_file()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_builds(path: Path, data: Path, tmp_path: Path) -> None:
     """Model, data and metric fit each other and the file's name."""

@@ -122,6 +122,7 @@ def test_changelog_names_the_version(repo_root):
 # ---------------------------------------------------------------- wheel
 
 
+@pytest.mark.slow
 def test_wheel_holds_both_packages_and_nothing_else(wheel, sources):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -137,6 +138,7 @@ def test_wheel_holds_both_packages_and_nothing_else(wheel, sources):
     assert tops == {'fma_vision', 'fma_kernels', info}
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_data(wheel, sources):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -149,6 +151,7 @@ def test_wheel_holds_the_package_data(wheel, sources):
         assert path.relative_to(sources).as_posix() in names
 
 
+@pytest.mark.slow
 def test_wheel_imports_away_from_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / 'site')
@@ -165,6 +168,7 @@ def test_wheel_imports_away_from_the_checkout(wheel, tmp_path):
         assert Path(line).is_relative_to(tmp_path / 'site')
 
 
+@pytest.mark.slow
 def test_metadata_of_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -191,6 +195,7 @@ def c_files(sources):
     return found
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_library(wheel, sources, needs_compiler, tmp_path):
     """For any Python 3, and in use without a compiler."""
     assert '-py3-none-' in wheel.name and '-any' not in wheel.name
@@ -201,6 +206,7 @@ def test_wheel_holds_the_library(wheel, sources, needs_compiler, tmp_path):
     assert found.stdout.strip() == str(tmp_path / NATIVE / recipe.NAME)
 
 
+@pytest.mark.slow
 def test_wheel_without_a_compiler(sources, tmp_path):
     """For any platform; with the C files, to be compiled at first use.
 

@@ -16,6 +16,8 @@ from fma_kernels.testing import (assert_close, random_biases, random_mask,
                                  random_qkv)
 from fma_vision.utils.timing import peak_memory
 
+pytestmark = pytest.mark.sampled
+
 # Outputs, lse and the gradients of queries, keys, values and tables.
 compare = partial(compare_backend, biases=True)
 

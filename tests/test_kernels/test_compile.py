@@ -16,6 +16,8 @@ from fma_kernels.summaries import learned_summaries
 from fma_kernels.testing import (assert_close, missing_compiler, random_biases,
                                  random_mask, random_qkv)
 
+pytestmark = pytest.mark.sampled
+
 core = torch.ops.fma_kernels
 needs_compiler = pytest.mark.skipif(
     missing_compiler() is not None, reason=str(missing_compiler()))
@@ -139,6 +141,7 @@ def gradients(function, inputs):
     ]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_equals_eager() -> None:
     """Forward and backward through the default compiler, no graph break."""
@@ -154,6 +157,7 @@ def test_compiled_equals_eager() -> None:
         assert_close(a, b)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_biases_equal_eager() -> None:
     h = Hierarchy((9, 10), 2)

@@ -15,6 +15,8 @@ from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
 from fma_vision.utils.timing import peak_memory
 
+pytestmark = pytest.mark.sampled
+
 SHAPES_1D = [(1, ), (2, ), (7, ), (16, ), (33, ), (70, )]
 SHAPES_2D = [(1, 1), (1, 19), (19, 1), (3, 2), (8, 8), (13, 21), (17, 16)]
 

@@ -335,6 +335,7 @@ def test_size_of_symbolic_grids() -> None:
     assert not mode.shape_env.guards
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize('form', FORMS)
 def test_compiled_equals_eager(form) -> None:

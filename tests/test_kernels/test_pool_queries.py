@@ -20,6 +20,8 @@ from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
                                  random_qkv, random_summaries)
 from fma_vision.utils.timing import peak_memory
 
+pytestmark = pytest.mark.sampled
+
 compare = partial(compare_backend, pool_queries=True)
 BACKENDS = backends('naive', 'torch', 'native')
 # shape, cell_size, num_levels, rank
@@ -593,6 +595,7 @@ def test_one_graph(shape, options) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     missing_compiler() is not None, reason=str(missing_compiler()))
 def test_compiled_equals_eager() -> None:

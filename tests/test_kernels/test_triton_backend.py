@@ -29,6 +29,7 @@ from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
 
 pytestmark = [
+    pytest.mark.sampled,
     pytest.mark.skipif(
         missing_triton() is not None, reason=str(missing_triton())),
     # Of the interpreter, about numbers that are replaced afterwards.

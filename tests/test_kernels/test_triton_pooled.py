@@ -21,6 +21,7 @@ from fma_kernels.pooling import average_pyramid, pack
 from fma_kernels.testing import assert_close, random_mask, random_qkv
 
 pytestmark = [
+    pytest.mark.sampled,
     pytest.mark.skipif(
         missing_triton() is not None, reason=str(missing_triton())),
     # Of the interpreter, about numbers that are replaced afterwards.

@@ -287,6 +287,7 @@ def test_build_position():
         ConditionalPosition(8, kernel_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which(os.environ.get('CXX', 'g++')) is None,
     reason='torch.compile on a CPU needs a C++ compiler')

@@ -14,6 +14,8 @@ from fma_vision.models import FMALanguageModel
 from fma_vision.models.lm import LMState, multipole_stream, sample
 from fma_vision.models.lm.multipole_state import held_cells
 
+pytestmark = pytest.mark.sampled
+
 SMALL = dict(
     vocab_size=13, embed_dims=16, depth=2, num_heads=2, cell_size=4, rank=2)
 FORMS = {

@@ -250,6 +250,7 @@ def test_the_option_is_shown():
         FMAttention2D(16, 2, summaries='conv', pool_queries='learned'))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which(os.environ.get('CXX', 'g++')) is None,
     reason='torch.compile on a CPU needs a C++ compiler')

@@ -81,6 +81,7 @@ print('done')
     assert out == 'done\n'
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_hosts_find_the_backbone_without_custom_imports(run_python):
     out = _check(
@@ -102,6 +103,7 @@ print('done')
     assert out.endswith('done\n')
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_console_stays_clean(run_python):
     result = run_python('''

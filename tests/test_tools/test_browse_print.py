@@ -132,6 +132,7 @@ def test_print_config(tmp_path) -> None:
     assert wanted.train_cfg.max_iters == 7
 
 
+@pytest.mark.slow
 def test_print_config_errors(tmp_path) -> None:
     run = print_config('no.py')
     assert run.returncode == 1

@@ -529,6 +529,7 @@ def test_fresh_process_is_clean(command, tmp_path):
     assert result.stdout.endswith(b'\n')
 
 
+@pytest.mark.slow
 def test_broken_pipe_ends_quietly(command):
     process = subprocess.Popen(
         [*command, '--prompt', 'It was', '--max-new-tokens', '100000'],
@@ -540,6 +541,7 @@ def test_broken_pipe_ends_quietly(command):
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_interrupt_ends_quietly(command):
     process = subprocess.Popen(
         [*command, '--prompt', 'It was', '--max-new-tokens', '100000'],
@@ -554,6 +556,7 @@ def test_interrupt_ends_quietly(command):
     assert err == b'It was\n'
 
 
+@pytest.mark.slow
 def test_text_that_is_not_utf8_is_refused_line_by_line(command):
     result = subprocess.run(
         [*command, '--interactive', '--max-new-tokens', '4'],

@@ -50,6 +50,7 @@ def median(row, name):
     return row['seconds'][name]['median']
 
 
+@pytest.mark.slow
 def test_parts_and_tables(ops, tables, tmp_path):
     found = run(ops, tmp_path / 'op_cpu.json', *PARTS)
     assert {name: len(part['rows']) for name, part in found.items()} == PARTS
@@ -105,6 +106,7 @@ def test_nothing_measured_leaves_places_empty(tables):
         assert tables.TABLES[name]() is None
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('part', ['speed1d', 'pooled', 'scaling', 'dtypes'])
 @pytest.mark.parametrize(
     'wrong',

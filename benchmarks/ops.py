@@ -17,18 +17,15 @@ as ``OMP_WAIT_POLICY`` and ``THP_MEM_ALLOC_ENABLE``, are recorded.
 """
 import argparse
 import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
-from unittest.mock import patch
 
 import torch
-from measure import Call, after, brief, compare, describe, write_part
+from measure import Call, after, compare, run_parts
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -36,9 +33,6 @@ from fma_kernels import Hierarchy, fma1d, fma2d
 from fma_vision.utils.timing import peak_memory, peak_resident
 
 RESULT = Path(__file__).parent / 'results/op_cpu.json'
-# Blocks above 64 KiB go back to the system at once, so that the process is
-# as large as what is in use.
-MALLOC = dict(MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')
 # Largest errors that are rounding; gradients are sums over many queries.
 LIMITS = dict(float32=1e-4, float16=2e-2, bfloat16=2e-1)
 Tensors = Sequence[Tensor]
@@ -407,43 +401,7 @@ PARTS = {
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        '--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    parser.add_argument(
-        '--quick', action='store_true', help='tiny sizes, one sample each')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument(
-        '--least', type=float, default=.2, help='seconds of a sample')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument(
-        '--out', type=Path, help=f'default: {RESULT}; none with --quick')
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.repeats, args.least = 1, 0
-    elif args.out is None:
-        args.out = RESULT
-    for part in args.parts:
-        if part == 'memory' and not MALLOC.items() <= os.environ.items():
-            # The allocator reads its settings when a process starts.
-            subprocess.run([sys.executable, __file__, *argv, '--parts', part],
-                           env=dict(os.environ, **MALLOC),
-                           check=True)
-            continue
-        torch.manual_seed(args.seed)
-        setting = describe(
-            repeats=args.repeats, least_seconds=args.least, quick=args.quick)
-        torch.set_num_threads(args.threads)
-        with torch.no_grad(), patch.dict(os.environ):
-            rows = PARTS[part](args)
-        torch.set_num_threads(args.threads)
-        for row in rows:
-            print(part, brief(row), flush=True)
-        if args.out is not None:
-            write_part(args.out, part, args.seed, setting, rows)
+    run_parts(__file__, __doc__, PARTS, RESULT, argv, ['memory'])
 
 
 if __name__ == '__main__':

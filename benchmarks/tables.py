@@ -4,8 +4,7 @@
     python benchmarks/tables.py --check    # fail if a page is out of date
 
 A page marks a place with ``<!-- results: NAME -->``; NAME is one of TABLES.
-No number is typed by hand: what was not measured leaves its place empty. The
-results of the experiments go into metafiles, too.
+No number is typed by hand: what was not measured leaves its place empty.
 """
 import argparse
 import re
@@ -13,19 +12,17 @@ import sys
 from pathlib import Path
 from typing import Callable, Dict, Optional
 
-# Also where this file is imported by its path. The protocol is plain data.
+# Also where this file is imported by its path.
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / 'benchmarks'), str(ROOT / 'tools/experiments')]
+sys.path[:0] = [str(ROOT / 'benchmarks')]
 from report import (  # noqa: E402  isort: skip
-    approximation, attention_layers, backbones, experiments, language,
-    operation, zoo)
+    backbones, experiments, language, layers, models, operation)
 
 RESULTS = ROOT / 'benchmarks/results'
-PAGES = ('README.md', 'configs/lm/README.md', 'configs/lra/README.md',
+PAGES = ('README.md', 'configs/fashion_mnist/README.md',
          'demo/weights/README.md', 'docs/attention.md', 'docs/experiments.md',
          'docs/language_model.md', 'kernels/README.md',
-         *(f'configs/{folder}/README.md' for folder in zoo.FOLDERS))
-METAFILES = tuple(f'configs/{folder}/metafile.yml' for folder in zoo.FOLDERS)
+         *(f'configs/{folder}/README.md' for folder in models.FOLDERS))
 
 
 def of(function: Callable, *args: str) -> Callable[[], Optional[str]]:
@@ -40,34 +37,28 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'operation, GPU': of(operation.op_gpu),
     'operation, GPU details': of(operation.op_gpu_details),
     'kernel resources': of(operation.kernel_resources),
-    'op 1D, CPU': of(operation.op_1d),
     'linear variant, CPU': of(operation.linear),
     'backbones': of(backbones.backbones),
+    'backbones, details': of(backbones.details),
+    'backbones, profile': of(backbones.profile),
     'backbones, GPU': of(backbones.backbones_gpu),
-    'shipped weights': of(backbones.shipped),
-    'small classification': of(backbones.classification),
     'language model streaming': of(language.streaming),
-    'language model': of(language.language_models),
-    'ListOps': of(language.list_ops),
-    'shipped language model': of(language.shipped_language_model),
-    'approximation': of(approximation.approximation),
-    'approximation, short': of(approximation.approximation_short),
-    'attention layers': of(attention_layers.attention_short),
-    'attention layers, details': of(attention_layers.attention_details),
-    'attention layers, accuracy': of(attention_layers.attention_accuracy),
-    'targets': of(experiments.targets),
+    'language model precision': of(language.precisions),
+    'layers': of(layers.layers),
+    'approximation': of(layers.approximation),
+    'street weights': of(models.tested, 'street8'),
+    'Fashion-MNIST': of(models.tested, 'fashion_mnist'),
+    'language model weights': of(models.tested, 'books_lm_shipped'),
+    'zoo': of(models.zoo),
     'softmax shares': of(experiments.shares),
-    'ablations': of(experiments.ablations),
     'resolutions': of(experiments.resolutions),
-    'missing runs': of(experiments.missing),
     **{
         f'experiments, {name}': of(experiments.comparison, name)
         for name in experiments.DATASETS
     },
-    'zoo': of(zoo.zoo),
     **{
-        f'models, {folder}': of(zoo.models, folder)
-        for folder in zoo.FOLDERS
+        f'models, {folder}': of(models.models, folder)
+        for folder in models.FOLDERS
     },
 }
 
@@ -96,13 +87,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--check', action='store_true')
     args = parser.parse_args()
-    for name in PAGES + METAFILES:
+    for name in PAGES:
         path = ROOT / name
         text = path.read_text(encoding='utf-8')
-        if name in METAFILES:
-            filled = zoo.fill_metafile(text, RESULTS)
-        else:
-            filled = fill(text, name)
+        filled = fill(text, name)
         if filled == text:
             continue
         if args.check:

@@ -304,19 +304,23 @@ def shrink(node: Any, root: Path) -> None:
             shrink(value, root)
 
 
-def small_config(config: Path, root: Path, target: Path) -> Path:
+def small_config(config: Path,
+                 root: Path,
+                 target: Path,
+                 bases: Sequence[Path] = ()) -> Path:
     """Write a shrunken copy of a config.
 
     Args:
         config (Path): The config.
         root (Path): Where :func:`write_all` wrote.
         target (Path): File to write.
+        bases (sequence[Path]): Parts to merge into the config first.
 
     Returns:
         Path: ``target``.
     """
     from fma_vision.engine import load_config
-    cfg = load_config(str(config))
+    cfg = load_config(str(config), bases=[str(base) for base in bases])
     shrink(cfg._cfg_dict, root)
     loop = cfg.train_cfg
     if 'max_iters' in loop:

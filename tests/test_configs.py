@@ -12,11 +12,12 @@ import torch
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
+from mmengine.config import Config
 from mmengine.registry import (DATASETS, METRICS, MODELS, TRANSFORMS,
                                DefaultScope)
 from synthetic import small_config, write_all
 
-from fma_vision.engine import load_config
+from fma_vision.engine import UserError, load_config
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs'
@@ -26,31 +27,25 @@ CONFIGS = sorted(
 SMALL_SETS = ('camvid', 'cifar10', 'dubai_aerial', 'fashion_mnist',
               'labelmefacade', 'street', 'tiny_imagenet100')
 SMALL = [p for p in CONFIGS if p.parts[-2] in SMALL_SETS]
-# The attention layer of a twin, by what stands before `nano` in its name.
+# The attention layer that a part puts into a config.
 ATTENTION = {
-    'fma-linear': 'FMAttention2D',
+    'fma_linear': 'FMAttention2D',
     'fmmformer': 'FMMformerAttention2D',
     'full': 'FullAttention',
     'mano': 'MANOAttention',
-    'swin': 'WindowAttention'
+    'window': 'WindowAttention'
 }
-TWINS = [p for p in SMALL if not p.name.startswith('fma-nano')]
-# The sets of the protocol (docs/experiments.md) have every twin.
+PARTS = sorted((FOLDER / '_base_/attention').glob('*.py'))
+# Sets whose metafiles are filled from the results.
 PROTOCOL_SETS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
-# The other twins of the other sets would run the same code again.
-RUN = [
-    p for p in SMALL
-    if p.name.startswith(('fma-nano', 'swin-nano')) or '60e_cifar10' in p.name
-]
+# Other layers in other sets would run the same code again.
+RUN = [(p, ()) for p in SMALL] + [(p, (part, ))
+                                  for p in SMALL if '60e_cifar10' in p.name
+                                  for part in PARTS]
 
 
 def name_of(path: Path) -> str:
     return f'{path.parent.name}/{path.stem}'
-
-
-def kind_of(path: Path) -> str:
-    """What comes before `-nano` in the name."""
-    return path.name.split('-nano')[0]
 
 
 def listed_parameters(path: Path) -> int:
@@ -103,16 +98,15 @@ def test_every_family_is_there() -> None:
     for family in SMALL_SETS:
         names = [p.name for p in SMALL if p.parts[-2] == family]
         assert any(n.startswith('fma-nano') for n in names), family
-        assert any(n.startswith('swin-nano') for n in names), family
-    for family in PROTOCOL_SETS:
-        # For the full protocol and for the reduced one.
-        there = sorted(
-            kind_of(p) for p in TWINS
-            if p.parts[-2] == family and '-mild' not in p.stem)
-        assert there == sorted(2 * list(ATTENTION)), family
     for family in {p.parent for p in CONFIGS}:
         assert (family / 'README.md').is_file(), family
         assert (family / 'metafile.yml').is_file(), family
+
+
+def test_a_product_and_no_matrix() -> None:
+    """What differs in one factor is an option, and not another file."""
+    assert len(list(FOLDER.rglob('*.py'))) < 60
+    assert {part.stem for part in PARTS} == set(ATTENTION)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=name_of)
@@ -160,17 +154,20 @@ def test_nano_is_small(path: Path, quick_init) -> None:
     assert sum(p.numel() for p in backbone.parameters()) <= 4e6
 
 
-@pytest.mark.parametrize('path', TWINS, ids=name_of)
-def test_twin_differs_in_attention_only(path: Path, quick_init) -> None:
-    twin = load_config(str(path))
-    kind = kind_of(path)
-    fma = load_config(str(path.with_name(path.name.replace(kind, 'fma', 1))))
+@pytest.mark.parametrize('part', PARTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    'path', [p for p in SMALL if p.name.startswith('fma')], ids=name_of)
+def test_part_changes_attention_only(path: Path, part: Path,
+                                     quick_init) -> None:
+    twin = load_config(str(path), bases=[str(part)])
+    fma = load_config(str(path))
     attention = fma.model.backbone.pop('attn')
     other = twin.model.backbone.pop('attn')
     assert attention.type == 'FMAttention2D'
     assert not attention.get('pool_queries')
-    assert other.type == ATTENTION[kind]
-    if kind == 'fma-linear':
+    assert other.type == ATTENTION[part.stem]
+    assert '_delete_' not in other
+    if part.stem == 'fma_linear':
         assert other == dict(attention, pool_queries=True)
     assert twin._cfg_dict.to_dict() == fma._cfg_dict.to_dict()
     sizes = []
@@ -182,12 +179,73 @@ def test_twin_differs_in_attention_only(path: Path, quick_init) -> None:
     assert math.isclose(*sizes, rel_tol=0.02)
 
 
+@pytest.mark.parametrize(
+    'path, plain, part',
+    [('imagenet/fma-linear-tiny_16xb64_in1k-224px',
+      'imagenet/fma-tiny_16xb64_in1k-224px', 'fma_linear'),
+     ('ade20k/fma-linear-tiny_upernet_8xb2-amp-160k_ade20k-512x512',
+      'ade20k/fma-tiny_upernet_8xb2-amp-160k_ade20k-512x512', 'fma_linear'),
+     ('camvid/swin-nano_fpn_1xb4-400_camvid-240x320',
+      'camvid/fma-nano_fpn_1xb4-400_camvid-240x320', 'window'),
+     ('lm/full-lm-nano_1xb2-3k_books-1k', 'lm/fma-lm-nano_1xb2-3k_books-1k',
+      'full')])
+def test_parts_in_files(path: str, plain: str, part: str) -> None:
+    """A config that names a part is what the option makes, in any tool."""
+    part = str(FOLDER / f'_base_/attention/{part}.py')
+    there = Config.fromfile(str(FOLDER / f'{path}.py'))._cfg_dict
+    there.pop('attention')
+    made = load_config(str(FOLDER / f'{plain}.py'), bases=[part])
+    assert there.to_dict() == made._cfg_dict.to_dict()
+
+
+def test_parts_follow_each_other_and_options_come_last(tmp_path) -> None:
+    """The second layer takes the first one's place."""
+    wide = tmp_path / 'wide.py'
+    wide.write_text('attention = dict(backbone=dict(window_size=9))\n'
+                    'randomness = dict(seed=5)')
+    path = next(p for p in SMALL if p.parts[-2] == 'camvid')
+    parts = [
+        str(FOLDER / f'_base_/attention/{x}.py') for x in ('full', 'mano')
+    ]
+    cfg = load_config(
+        str(path), {'model.backbone.attn.attn_drop': .5},
+        [*parts, str(wide)])
+    assert cfg.model.backbone.attn == dict(
+        type='MANOAttention', window_size=9, attn_drop=.5)
+    assert cfg.randomness.seed == 5
+    # Inside the wrapper of test-time augmentation, too.
+    wrapped = tmp_path / 'wrapped.py'
+    wrapped.write_text(
+        "model = dict(type='SegTTAModel', module=dict(backbone=dict("
+        "attn=dict(type='FMAttention2D', cell_size=4))))")
+    cfg = load_config(str(wrapped), bases=parts[:1])
+    assert cfg.model.module.backbone.attn == dict(type='FullAttention')
+
+
+def test_wrong_parts_are_one_line(tmp_path) -> None:
+    text = str(FOLDER / 'lm/fma-lm_1xb32-20k_books-1k.py')
+    window = str(FOLDER / '_base_/attention/window.py')
+    other = tmp_path / 'other.py'
+    other.write_text('log_level = dict(a=1)')
+    for part, message in (
+        (window, 'window.py has attention for backbone of a model, and the '
+         'config has no attn there'),
+        (str(tmp_path / 'none.py'), 'no --base file .*none.py'),
+        (str(other), 'other.py does not fit the config'),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(text, bases=[part])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('path', RUN, ids=name_of)
-def test_two_iterations(path: Path, data: Path, train_tool,
+@pytest.mark.parametrize(
+    'path, parts',
+    RUN,
+    ids=lambda x: name_of(x) if isinstance(x, Path) else x and x[0].stem)
+def test_two_iterations(path: Path, parts: tuple, data: Path, train_tool,
                         tmp_path: Path) -> None:
     """Two steps, a validation and a checkpoint through tools/train.py."""
-    config = small_config(path, data, tmp_path / path.name)
+    config = small_config(path, data, tmp_path / path.name, parts)
     args = train_tool.parse_args(
         [str(config), '--work-dir',
          str(tmp_path / 'work'), '--device', 'cpu'])

@@ -10,7 +10,7 @@ import fma_vision  # noqa: F401  (keeps the host packages quiet)
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md',
-                             'demo/weights/README.md')
+                             'demo/weights/README.md', 'configs/README.md')
 ] + sorted((ROOT / 'docs').glob('*.md'))
 
 

@@ -20,17 +20,14 @@ from fma_vision.engine import UserError, load_config
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs/lm'
 CONFIGS = sorted(FOLDER.glob('*.py'))
-# The attention layer of a config, by the first part of its name.
+# The attention layer that a part puts into a config.
+PARTS = ROOT / 'configs/_base_/attention'
 ATTENTION = {
     'fma': 'FMAttention1D',
     'fmmformer': 'FMMformerAttention1D',
     'full': 'FullAttention1D'
 }
-# Models to measure on, which have no twin.
-SOURCES = [p for p in CONFIGS if '-4h_' in p.name]
-TWINS = [
-    p for p in CONFIGS if not p.name.startswith('fma-') and p not in SOURCES
-]
+OURS = [p for p in CONFIGS if p.name.startswith('fma-')]
 MASKED = next(FOLDER.glob('fma-lm-masked*books*.py'))
 MINI = next(FOLDER.glob('fma-lm-mini*tinyshakespeare*.py'))
 
@@ -59,22 +56,10 @@ def family_of(path: Path) -> str:
     return path.name.split('-')[0]
 
 
-def original_of(twin: Path) -> Path:
-    """The `fma-` config that a twin goes with."""
-    name = twin.name.replace(f'{family_of(twin)}-', 'fma-', 1)
-    return twin.with_name(name)
-
-
-def test_every_task_has_a_twin() -> None:
-    texts = ('tinyshakespeare-256', 'books-1k', 'books-4k', 'books-16k',
-             'enwik8-1k', 'text-1k')
-    for text in texts:
-        assert [p for p in CONFIGS if p.stem.endswith(text)], text
-    assert [p for p in CONFIGS if 'masked' in p.name and 'books' in p.name]
-    ours = {p for p in CONFIGS if family_of(p) == 'fma'}
-    for family in ('fmmformer', 'full'):
-        twins = [p for p in TWINS if family_of(p) == family]
-        assert {original_of(p) for p in twins} == ours, family
+def test_every_text_is_there() -> None:
+    for text in ('tinyshakespeare-256', 'books-1k', 'enwik8-1k', 'text-1k'):
+        assert [p for p in OURS if p.stem.endswith(text)], text
+    assert [p for p in OURS if 'masked' in p.name and 'books' in p.name]
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
@@ -106,26 +91,45 @@ def test_builds(path: Path, texts: Path, tmp_path: Path) -> None:
     METRICS.build(cfg.test_evaluator)
 
 
-@pytest.mark.parametrize('path', TWINS, ids=lambda p: p.stem)
-def test_twin_differs_in_attention_only(path: Path) -> None:
-    twin = load_config(str(path))
-    ours = load_config(str(original_of(path)))
+@pytest.mark.parametrize('layer', ['fmmformer', 'full'])
+@pytest.mark.parametrize('path', OURS, ids=lambda p: p.stem)
+def test_part_changes_attention_only(path: Path, layer: str) -> None:
+    twin = load_config(str(path), bases=[str(PARTS / f'{layer}.py')])
+    ours = load_config(str(path))
     sizes = [
         sum(p.numel() for p in MODELS.build(cfg.model).parameters())
         for cfg in (twin, ours)
     ]
     assert sizes[0] == pytest.approx(sizes[1], rel=.05)
-    assert twin.model.net.pop('attn').type == ATTENTION[family_of(path)]
+    assert twin.model.net.pop('attn').type == ATTENTION[layer]
     assert ours.model.net.pop('attn').type == 'FMAttention1D'
     assert twin._cfg_dict.to_dict() == ours._cfg_dict.to_dict()
 
 
+def test_longer_windows_are_options() -> None:
+    """As configs/lm/README.md says."""
+    options = {
+        f'{part}_dataloader.{key}': value
+        for part in ('train', 'val', 'test')
+        for key, value in (('dataset.length', 4096), ('batch_size', 8))
+    }
+    cfg = load_config(str(FOLDER / 'fma-lm_1xb32-20k_books-1k.py'), options)
+    assert cfg.test_dataloader.dataset.length == 4096
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
-def test_two_iterations(path: Path, texts: Path, train_tool,
+@pytest.mark.parametrize(
+    'path, layer',
+    [(p, None)
+     for p in CONFIGS] + [(p, layer) for p in (MINI, MASKED)
+                          for layer in ('full', 'fmmformer', 'fma_linear')
+                          if p == MASKED or layer != 'fma_linear'],
+    ids=lambda x: getattr(x, 'stem', x))
+def test_two_iterations(path: Path, layer: str, texts: Path, train_tool,
                         tmp_path: Path) -> None:
     """Two steps, a validation and a checkpoint through tools/train.py."""
-    config = small_config(path, texts, tmp_path / path.name)
+    parts = [PARTS / f'{layer}.py'] if layer else []
+    config = small_config(path, texts, tmp_path / path.name, parts)
     runner = run(train_tool, config, tmp_path / 'work')
     assert runner.iter == 2
     scalars = runner.message_hub.log_scalars

@@ -19,26 +19,14 @@ from fma_vision.engine import UserError, load_config
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs/lra'
 CONFIGS = sorted(FOLDER.glob('*.py'))
-# The attention layer of a config, by the first part of its name.
+# The attention layer that a part puts into a config.
+PARTS = ROOT / 'configs/_base_/attention'
 ATTENTION = {
-    'fma': 'FMAttention1D',
-    'fma-linear': 'FMAttention1D',
+    'fma_linear': 'FMAttention1D',
     'fmmformer': 'FMMformerAttention1D',
     'full': 'FullAttention1D'
 }
-SHORT = sorted(FOLDER.glob('*_1xb8-*_listops.py'))
-
-
-def family_of(path: Path) -> str:
-    return path.name.split('-lra')[0]
-
-
-def original_of(twin: Path) -> Path:
-    """The `fma-` config that a twin goes with."""
-    return twin.with_name('fma' + twin.name[len(family_of(twin)):])
-
-
-TWINS = [p for p in CONFIGS if family_of(p) != 'fma']
+SHORT = FOLDER / 'fma-lra-small_1xb32-1200_listops-200.py'
 LISTOPS = [p for p in CONFIGS if 'listops' in p.name]
 
 
@@ -62,14 +50,9 @@ def run(train_tool, config: Path, work: Path, *args: str):
              str(work), '--device', 'cpu', *args]))
 
 
-def test_every_task_has_its_twins() -> None:
-    ours = [p for p in CONFIGS if family_of(p) == 'fma']
-    for task in ('listops', 'text-4k', 'cifar10-1k'):
-        assert [p for p in ours if p.stem.endswith(task)], task
-    for family in set(ATTENTION) - {'fma'}:
-        twins = {original_of(p) for p in TWINS if family_of(p) == family}
-        assert twins == set(ours), family
-    assert {family_of(p) for p in SHORT} == set(ATTENTION)
+def test_every_task_is_there() -> None:
+    for task in ('listops', 'listops-200', 'text-4k', 'cifar10-1k'):
+        assert [p for p in CONFIGS if p.stem.endswith(task)], task
     assert (FOLDER / 'README.md').is_file()
     assert (FOLDER / 'metafile.yml').is_file()
 
@@ -83,9 +66,8 @@ def test_builds(path: Path, data: Path, tmp_path: Path) -> None:
     assert .54e6 < count < .66e6
     assert 2 <= len(task.net.blocks) <= 4
     attn = task.net.blocks[0].attn
-    assert type(attn).__name__ == ATTENTION[family_of(path)]
-    pooled = getattr(attn, 'pool_queries', False)
-    assert pooled is (family_of(path) == 'fma-linear')
+    assert type(attn).__name__ == 'FMAttention1D'
+    assert attn.pool_queries is False
     batch, length = path.stem.split('_')[1].split('-')
     assert batch == f'1xb{cfg.train_dataloader.batch_size}'
     iterations = cfg.train_cfg.max_iters
@@ -122,25 +104,33 @@ def test_metafile_has_the_sizes() -> None:
         assert model['Metadata']['Attention'] == attention
 
 
-@pytest.mark.parametrize('path', TWINS, ids=lambda p: p.stem)
-def test_twin_differs_in_attention_only(path: Path) -> None:
-    twin = load_config(str(path))
-    ours = load_config(str(original_of(path)))
+@pytest.mark.parametrize('layer', ATTENTION)
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_part_changes_attention_only(path: Path, layer: str) -> None:
+    twin = load_config(str(path), bases=[str(PARTS / f'{layer}.py')])
+    ours = load_config(str(path))
     sizes = [
         sum(p.numel() for p in MODELS.build(cfg.model).parameters())
         for cfg in (twin, ours)
     ]
     assert sizes[0] == pytest.approx(sizes[1], rel=.05)
-    twin.model.net.pop('attn')
-    ours.model.net.pop('attn')
+    other, attn = (cfg.model.net.pop('attn') for cfg in (twin, ours))
+    assert other.type == ATTENTION[layer]
+    if layer == 'fma_linear':
+        assert other == dict(attn, pool_queries=True)
     assert twin._cfg_dict.to_dict() == ours._cfg_dict.to_dict()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', LISTOPS, ids=lambda p: p.stem)
-def test_two_iterations_and_a_test(path: Path, data: Path, train_tool,
-                                   load_script, tmp_path: Path) -> None:
-    config = small_config(path, data, tmp_path / path.name)
+@pytest.mark.parametrize(
+    'path, layer',
+    [(p, None) for p in LISTOPS] + [(SHORT, layer) for layer in ATTENTION],
+    ids=lambda x: getattr(x, 'stem', x))
+def test_two_iterations_and_a_test(path: Path, layer: str, data: Path,
+                                   train_tool, load_script,
+                                   tmp_path: Path) -> None:
+    parts = [PARTS / f'{layer}.py'] if layer else []
+    config = small_config(path, data, tmp_path / path.name, parts)
     runner = run(train_tool, config, tmp_path / 'work')
     assert runner.iter == 2
     scalars = runner.message_hub.log_scalars
@@ -175,8 +165,7 @@ class StopAfterTwo(CheckpointHook):
 def test_resumed_run_is_the_same_run(data: Path, train_tool,
                                      tmp_path: Path) -> None:
     """Four steps at once, or two, an interrupt, and two more."""
-    path = SHORT[0]
-    config = small_config(path, data, tmp_path / path.name)
+    config = small_config(SHORT, data, tmp_path / SHORT.name)
     # The schedule knows its end from the start.
     options = [
         '--cfg-options', 'train_cfg.max_iters=4', 'train_cfg.val_interval=2',
@@ -199,7 +188,7 @@ def test_resumed_run_is_the_same_run(data: Path, train_tool,
 @pytest.mark.slow
 def test_wrong_settings_are_one_line(data: Path, train_tool,
                                      tmp_path: Path) -> None:
-    config = small_config(SHORT[0], data, tmp_path / SHORT[0].name)
+    config = small_config(SHORT, data, tmp_path / SHORT.name)
     for options, message in (
         (['model.net.num_classes=2'],
          'num_classes is 2, but ListOpsDataset has 10 classes'),
@@ -214,13 +203,14 @@ def test_wrong_settings_are_one_line(data: Path, train_tool,
 @pytest.mark.slow
 def test_text_of_ones_own(train_tool, tmp_path: Path) -> None:
     """Other folders are other classes, given on the command line."""
-    path, = FOLDER.glob('full-lra-*_text-4k.py')
+    path, = FOLDER.glob('*_text-4k.py')
     for split in ('train', 'test'):
         for label in ('x', 'y', 'z'):
             file = tmp_path / 'mine' / split / label / 'a.txt'
             file.parent.mkdir(parents=True)
             file.write_text(f'{label} ' * 9)
-    small = small_config(path, tmp_path, tmp_path / path.name)
+    small = small_config(path, tmp_path, tmp_path / path.name,
+                         [PARTS / 'full.py'])
     options = [
         f'{phase}_dataloader.dataset.{option}' for phase in ('train', 'val')
         for option in (f'data_root={tmp_path}/mine', 'classes=None')

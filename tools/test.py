@@ -126,6 +126,7 @@ def write_metrics(args: argparse.Namespace, runner, metrics: dict) -> None:
         args.out,
         dict(
             config=args.config,
+            base=args.base,
             checkpoint=args.checkpoint,
             metrics=rounded,
             environment=collect_environment(device, runner.seed)))
@@ -144,8 +145,8 @@ def test(args: argparse.Namespace) -> dict:
                                    check_data, drop_averaging, load_config,
                                    prepare, select_device, set_work_dir)
     select_device(args.device)
-    cfg = load_config(args.config, args.cfg_options)
-    set_work_dir(cfg, args.config, args.work_dir)
+    cfg = load_config(args.config, args.cfg_options, args.base)
+    set_work_dir(cfg, args.config, args.work_dir, args.base)
     if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
         raise UserError(f'no checkpoint file {args.checkpoint}')
     if cfg.get('test_dataloader') is None:

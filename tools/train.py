@@ -107,8 +107,8 @@ def train(args: argparse.Namespace):
                                    select_device, set_work_dir)
     started = time.time()
     select_device(args.device)
-    cfg = load_config(args.config, args.cfg_options)
-    set_work_dir(cfg, args.config, args.work_dir)
+    cfg = load_config(args.config, args.cfg_options, args.base)
+    set_work_dir(cfg, args.config, args.work_dir, args.base)
     if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
         raise UserError(f'{args.config} has no train_dataloader or train_cfg')
     if args.resume is not None:

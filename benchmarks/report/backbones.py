@@ -1,30 +1,144 @@
-"""Tables of the backbones and of the weights for street scenes."""
+"""Tables of the backbones."""
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Callable, Dict, List, Optional
 
-from .formats import milliseconds, number, table, where, where_gpu
-from .reading import load
+from .formats import load, number, table, where_gpu
+from .operation import cpu_page, cpu_rows, ms
+
+HOW = '`python benchmarks/backbones.py`: float32 unless stated, random weights'
+
+
+def label(row: dict) -> str:
+    side = ' × '.join(map(str, row['pixels']))
+    batch = f', batch {row["batch"]}' if row['batch'] > 1 else ''
+    return f'{side}{batch}, {row["mode"]}'
+
+
+def mebibytes(value: Optional[float]) -> str:
+    return '–' if value is None else f'{value / 2**20:,.0f}'
+
+
+def rows_of(found: dict, *parts: str) -> List[dict]:
+    """Rows of parts, but those that only say why there are none."""
+    return [row for row in cpu_rows(found, *parts) if 'reason' not in row]
+
+
+def titled(title: str, head: List[str], rows: List[dict],
+           cells: Callable[[dict], List[str]]) -> Optional[str]:
+    """A titled table, or None where nothing was measured."""
+    lines = [[label(row), *cells(row)] for row in rows]
+    return f'{title}\n\n{table(["pixels", *head], lines)}' if rows else None
 
 
 def backbones(results: Path) -> Optional[str]:
-    """FMA-T against Swin-T."""
-    found = load(results, 'backbone_latency_cpu')
-    if not found:
+    """FMA-T's time, and over that of others."""
+    found = load(results, 'backbone_cpu') or {}
+    rows = rows_of(found, 'inference', 'training')
+    names = list(dict.fromkeys(x for row in rows for x in row['seconds']))
+
+    def cells(row: dict) -> List[str]:
+        ratios = [row['ratio'].get(name) for name in names[1:]]
+        return [
+            ms(row, names[0]),
+            *('–' if x is None else f'**{1 / x:.2f}**' for x in ratios)
+        ]
+
+    return cpu_page(
+        found, [
+            titled(
+                'FMA-T, and its time over that of others (below 1: FMA-T is '
+                'faster); backbones alone, training is a step of AdamW:',
+                ['FMA-T, ms', *(f'/ {name}'
+                                for name in names[1:])], rows, cells)
+        ],
+        'inference',
+        'training',
+        how=HOW)
+
+
+def peaks(found: dict) -> Optional[str]:
+    """What the process grew by, for each model."""
+    rows = rows_of(found, 'memory', 'large')
+    names = list(dict.fromkeys(x for row in rows for x in row['process']))
+    return titled(
+        'What the process grew by at the most, MiB, beyond weights and input '
+        '(in training, gradients are in it):', names, rows,
+        lambda r: [mebibytes(r['process'].get(name)) for name in names])
+
+
+def times(title: str, rows: List[dict]) -> Optional[str]:
+    """Times by name, and those after the first over the first."""
+    names = list(rows[0]['seconds']) if rows else []
+    return titled(
+        title,
+        [f'{x}, ms' for x in names] + [f'{x} / {names[0]}' for x in names[1:]],
+        rows, lambda r: [ms(r, x) for x in names
+                         ] + [f'{r["ratio"][x]:.2f}' for x in names[1:]])
+
+
+def scores(found: dict) -> Optional[str]:
+    """Trained weights at each precision."""
+    rows = [r for r in rows_of(found, 'precision') if 'score' in r]
+    if not rows:
         return None
-    rows = []
-    for r in found['results']:
-        side = ' × '.join(map(str, r['shape']))
-        rows.append([
-            f'`{Path(r["config"]).stem}`, {side}',
-            f'{r["parameters"] / 1e6:.1f}',
-            milliseconds(r['latency_seconds']), f'{r["ratio_of_medians"]:.2f}',
-            f'{r["peak_memory_bytes"] / 2**20:.0f}'
+    names = list(rows[0]['score'])
+    return 'Trained weights at each precision:\n\n' + table(
+        ['weights', 'images', 'metric', *names], [[
+            f'`{r["weights"]}`', f'{r["images"]:,}',
+            r['metric'].split('/')[-1], *(f'{r["score"][name]:.2f}'
+                                          for name in names)
+        ] for r in rows])
+
+
+def details(results: Path) -> Optional[str]:
+    """Memory, one large image, the compiler, precisions, a whole training."""
+    found = load(results, 'backbone_cpu') or {}
+    precision = [r for r in rows_of(found, 'precision') if 'seconds' in r]
+    return cpu_page(
+        found, [
+            peaks(found),
+            times('One image as a whole:', rows_of(found, 'large')),
+            times('Through `torch.compile`:', rows_of(found, 'compiled')),
+            times(
+                'FMA-T at each precision, bfloat16 by autocast, int8 by '
+                '`quantize_dynamic`:', precision),
+            scores(found),
+            times(
+                'An iteration on CamVid by `tools/train.py`, data included, '
+                'FPN on FMA-nano and on its twin with shifted windows:',
+                rows_of(found, 'camvid'))
+        ],
+        'memory',
+        'large',
+        'compiled',
+        'precision',
+        'camvid',
+        how=HOW)
+
+
+def profile(results: Path) -> Optional[str]:
+    """Where FMA-T's time goes, before and after the C kernels."""
+    found = load(results, 'backbone_cpu') or {}
+    rows = rows_of(found, 'profile')
+    if not rows:
+        return None
+    columns = [(row, name) for name in ('torch', 'native') for row in rows]
+    columns.sort(key=lambda x: rows.index(x[0]))
+    head = [f'{label(row)}: {name}' for row, name in columns]
+    lines = [['all, ms', *(ms(row, name) for row, name in columns)]]
+    for kind in rows[0]['shares']['native']:
+        lines.append([
+            f'{kind}, %',
+            *(f'{row["shares"][name][kind]:.0%}'[:-1] for row, name in columns)
         ])
-    return ('Backbones alone, one image, float32; the ratio is to '
-            'mmpretrain\'s Swin-T:\n\n' +
-            table(['config, pixels', 'params, M', 'ms', 'ratio', 'peak MiB'],
-                  rows) + f'\n\n{where(found["environment"])}; '
-            '`python tools/analysis_tools/benchmark.py`')
+    return cpu_page(
+        found, [
+            'Where FMA-T\'s time goes, with attention on the PyTorch backend '
+            '(before) and on the C kernels (after):\n\n' +
+            table(['self CPU time', *head], lines)
+        ],
+        'profile',
+        how=HOW)
 
 
 def backbones_gpu(results: Path) -> Optional[str]:
@@ -56,37 +170,3 @@ def backbones_gpu(results: Path) -> Optional[str]:
             'inference, then a training step:\n\n' +
             table(['model, pixels', *head, *head], rows) +
             f'\n\n{where_gpu(found["environment"])}')
-
-
-def shipped(results: Path) -> Optional[str]:
-    """Scores of the shipped weights."""
-    found = load(results, 'street8')
-    if not found:
-        return None
-    rows = []
-    for name, key in (('LabelMeFacade, 189 held-out photographs',
-                       'labelmefacade'), ('CamVid, 101 validation frames',
-                                          'camvid')):
-        metrics = found['metrics']
-        rows.append([name] + [
-            f'{metrics[f"{key}/{metric}"]:.1f}'
-            for metric in ('mIoU', 'aAcc', 'mAcc')
-        ])
-    return (
-        'The shipped weights, trained from scratch on a CPU for about '
-        'an hour:\n\n' +
-        table(['validation set', 'mIoU', 'pixel accuracy', 'mean accuracy'],
-              rows) + f'\n\n`python tools/test.py {found["config"]} '
-        f'{found["checkpoint"]}`')
-
-
-def classification(results: Path) -> Optional[str]:
-    """Scores on small classification sets."""
-    found = load(results, 'fashion_mnist')
-    if not found:
-        return None
-    top1 = found['metrics']['accuracy/top1']
-    return (
-        'Classification, trained from scratch on a CPU:\n\n' +
-        table(['config', 'test images', 'top-1, %'],
-              [[f'`{Path(found["config"]).stem}`', '10,000', f'{top1:.2f}']]))

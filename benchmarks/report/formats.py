@@ -1,7 +1,31 @@
-"""How numbers, machines and tables are written."""
-from math import sqrt
+"""How results are read, and numbers, machines and tables written."""
+import json
+from pathlib import Path
 from statistics import mean, stdev
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
+
+# What tests and results call a metric, and what tables do.
+METRICS = {
+    'accuracy/top1': 'top-1, %',
+    'top1': 'top-1, %',
+    'mIoU': 'mIoU, %',
+    'bpc': 'bits per character',
+}
+
+
+def load(results: Path, name: str) -> Optional[Dict[str, Any]]:
+    """A file of results, or None where it was not measured.
+
+    Raises:
+        SystemExit: It is damaged.
+    """
+    path = results / f'{name}.json'
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError) as error:
+        raise SystemExit(f'{path} cannot be read: {error}')
 
 
 def table(head: List[str], rows: List[List[str]]) -> str:
@@ -28,17 +52,6 @@ def where_gpu(environment: dict) -> str:
             '`kernels/benchmarks/gpu.sh`')
 
 
-def where_run(environment: dict) -> str:
-    """:func:`where`, with the GPU where one was used."""
-    place = where(environment)
-    name = environment.get('device_name')
-    return f'{name}, {place}' if name else place
-
-
-def milliseconds(summary: dict) -> str:
-    return f'{summary["median"] * 1e3:.0f}'
-
-
 def number(value: Optional[float], unit: str = '') -> str:
     """Three digits, or a dash for what was not measured."""
     if value is None:
@@ -52,13 +65,6 @@ def short(count: Optional[float]) -> str:
         if count and count >= size:
             return f'{count / size:.3g}{unit}'
     return number(count)
-
-
-def standard_error(values: List[float]) -> Optional[float]:
-    """That of the mean; None for a single value."""
-    if len(values) == 1:
-        return None
-    return stdev(values) / sqrt(len(values))
 
 
 def spread(values: List[float], digits: int = 2, sign: str = '') -> str:

@@ -4,8 +4,7 @@ from pathlib import Path
 from statistics import median
 from typing import Callable, List, Optional
 
-from .formats import number, table, where, where_gpu
-from .reading import load
+from .formats import load, number, table, where, where_gpu
 
 
 def cpu_rows(found: dict, *parts: str) -> List[dict]:
@@ -28,8 +27,15 @@ def cpu_table(title: str, head: List[str], rows: List[dict],
     return f'{title}\n\n{table(["tokens", *head], lines)}' if rows else None
 
 
-def cpu_page(found: dict, sections: List[Optional[str]], *parts:
-             str) -> Optional[str]:
+# How the numbers were made.
+OPS = ('`python benchmarks/ops.py`: float32 unless stated, rank 1, averages, '
+       'batch 1')
+
+
+def cpu_page(found: dict,
+             sections: List[Optional[str]],
+             *parts: str,
+             how: str = OPS) -> Optional[str]:
     """Sections, and the places where their parts were measured."""
     sections = [x for x in sections if x]
     if not sections:
@@ -41,10 +47,7 @@ def cpu_page(found: dict, sections: List[Optional[str]], *parts:
     place = '; '.join({where(part['environment']): None for part in used})
     between = (f', the middle half of the samples {median(spread):.0%} wide '
                f'as a rule, {max(spread):.0%} at most' if spread else '')
-    return '\n\n'.join([
-        *sections, f'{place}; `python benchmarks/ops.py`: float32 unless '
-        f'stated, rank 1, averages, batch 1, medians{between}'
-    ])
+    return '\n\n'.join([*sections, f'{place}; {how}, medians{between}'])
 
 
 def ms(row: dict, name: str) -> str:
@@ -125,18 +128,6 @@ def op_details(results: Path) -> Optional[str]:
             'the layers, each alone:', ['whole, ms', 'over the sum'], layers,
             lambda r: [ms(r, 'whole'), f'{r["excess"]:.2f}'])
     ], 'speed2d', 'scaling', 'memory', 'isa', 'dtypes', 'threads')
-
-
-def op_1d(results: Path) -> Optional[str]:
-    """The causal op: against SDPA, time per pair, memory."""
-    found = load(results, 'op_cpu') or {}
-    parts = 'speed1d', 'scaling', 'memory'
-    rows = [[r for r in cpu_rows(found, part) if r['causal']]
-            for part in parts]
-    return cpu_page(
-        found,
-        [make(x)
-         for make, x in zip((against_all, per_pair, peaks), rows)], *parts)
 
 
 def linear(results: Path) -> Optional[str]:

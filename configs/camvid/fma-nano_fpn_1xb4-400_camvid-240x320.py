@@ -5,17 +5,14 @@ crop_size = (240, 320)
 model = dict(data_preprocessor=dict(size=crop_size))
 
 train_pipeline = [
-    dict(type='fma_vision.LoadCachedImage'),
-    dict(type='LoadAnnotations'),
+    *_base_.load,
     dict(
         type='RandomResize',
         scale=(480, 360),
         ratio_range=(0.75, 1.5),
         keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs')
+    *_base_.augment
 ]
 train_dataloader = dict(
     batch_size=4,

@@ -1,7 +1,7 @@
 """Datasets of the configs: texts, sequences, and small real sets.
 
 Each part of the images imports when its host package (mmsegmentation,
-mmpretrain) is installed, the metric of texts and the subset when MMEngine
+mmpretrain) is installed, the metric of texts when MMEngine
 is; the others work without it.
 """
 from importlib.util import find_spec
@@ -20,9 +20,8 @@ __all__ = [
 ]
 
 if registry.HAS_MMENGINE:
-    from .subset import SpreadSubset
     from .text_metrics import BitsPerCharacter
-    __all__ += ['BitsPerCharacter', 'SpreadSubset']
+    __all__ += ['BitsPerCharacter']
 
 if find_spec('mmcv') is not None:
     from .cached_images import LoadCachedImage

@@ -2,7 +2,7 @@
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 from fma_vision import registry  # noqa: F401  silences the hosts' imports
 from fma_vision.utils.errors import one_line
@@ -41,31 +41,28 @@ def building(what: str) -> Iterator[None]:
             from error
 
 
-def load_config(path: str,
-                cfg_options: Optional[Dict[str, Any]] = None) -> Config:
+def load_config(
+    path: str,
+    cfg_options: Optional[Dict[str, Any]] = None,
+    bases: Sequence[str] = ()
+) -> Config:
     """Read a config and merge the command line's changes into it.
 
     Args:
         path (str): The config file.
-        cfg_options (dict, optional): Dotted keys and their new values.
+        cfg_options (dict, optional): Dotted keys and their new values, which
+            are merged last.
+        bases (sequence[str]): Files of parts, see :func:`merge_base`.
 
     Returns:
         Config: The whole config.
 
     Raises:
-        UserError: The file is missing, broken, or a key cannot be set.
+        UserError: A file is missing, broken, or a key cannot be set.
     """
-    if not Path(path).is_file():
-        raise UserError(f'no config file {path}')
-    for message in _EXPECTED_WARNINGS:
-        warnings.filterwarnings('ignore', message=message)
-    if Path(path).suffix not in ('.py', '.json', '.yaml', '.yml'):
-        raise UserError(f'config {path} has suffix {Path(path).suffix!r}; '
-                        'allowed are .py, .json, .yaml and .yml')
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:
-        raise UserError(f'config {path} cannot be read: {one_line(error)}')
+    cfg = _read(path, 'config')
+    for base in bases:
+        merge_base(cfg, base)
     if cfg_options:
         try:
             cfg.merge_from_dict(cfg_options)
@@ -75,18 +72,69 @@ def load_config(path: str,
     return cfg
 
 
-def set_work_dir(cfg: Config, path: str, work_dir: Optional[str]) -> None:
-    """Choose the work folder: command line, then config, then file name.
+def _read(path: str, what: str) -> Config:
+    if not Path(path).is_file():
+        raise UserError(f'no {what} file {path}')
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings('ignore', message=message)
+    if Path(path).suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise UserError(f'{what} {path} has suffix {Path(path).suffix!r}; '
+                        'allowed are .py, .json, .yaml and .yml')
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        raise UserError(f'{what} {path} cannot be read: {one_line(error)}')
+
+
+def merge_base(cfg: Config, path: str) -> None:
+    """Merge a file of ``configs/_base_`` into a whole config.
+
+    Its ``attention`` goes where the model has its layers: what it holds for
+    ``backbone`` (images) or ``net`` (sequences) into ``attn`` there.
+
+    Args:
+        cfg (Config): Changed in place.
+        path (str): The file.
+
+    Raises:
+        UserError: It is missing, broken, or has nothing for such a model.
+    """
+    added = _read(path, '--base')._cfg_dict
+    layers = added.pop('attention', {})
+    model, place = cfg.get('model') or {}, 'model'
+    if 'module' in model:  # test-time augmentation
+        model, place = model['module'], 'model.module'
+    parts = [part for part in layers if 'attn' in model.get(part, {})]
+    if layers and not parts:
+        raise UserError(f'--base {path} has attention for '
+                        f'{" and ".join(layers)} of a model, and the config '
+                        'has no attn there')
+    for part in parts:
+        added[f'{place}.{part}.attn'] = layers[part]
+    try:
+        cfg.merge_from_dict(added)
+    except Exception as error:
+        raise UserError(f'--base {path} does not fit the config: '
+                        f'{one_line(error)}')
+
+
+def set_work_dir(cfg: Config,
+                 path: str,
+                 work_dir: Optional[str],
+                 bases: Sequence[str] = ()) -> None:
+    """Choose the work folder: command line, then config, then file names.
 
     Args:
         cfg (Config): Changed in place.
         path (str): The config file.
         work_dir (str, optional): From the command line.
+        bases (sequence[str]): What was merged into it.
     """
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / Path(path).stem)
+        name = '-'.join(Path(file).stem for file in (path, *bases))
+        cfg.work_dir = str(Path('work_dirs') / name)
 
 
 def drop_validation(cfg: Config) -> None:

@@ -2,7 +2,7 @@
 import gc
 import os
 import sys
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from .checkpoint import check_checkpoint, read_checkpoint, use_safe_reader
 from .classes import check_classes, check_same_classes, check_vocabulary
@@ -125,11 +125,14 @@ def check_data(runner: Any,
                          f'checkpoint {checkpoint}')
 
 
-def trained_runner(config: str,
-                   checkpoint: str,
-                   device: Optional[str] = None,
-                   work_dir: Optional[str] = None,
-                   cfg_options: Optional[Dict[str, Any]] = None) -> Any:
+def trained_runner(
+    config: str,
+    checkpoint: str,
+    device: Optional[str] = None,
+    work_dir: Optional[str] = None,
+    cfg_options: Optional[Dict[str, Any]] = None,
+    bases: Sequence[str] = ()
+) -> Any:
     """A trained model beside the data it is tested on.
 
     Args:
@@ -137,6 +140,7 @@ def trained_runner(config: str,
         device (str, optional): As for :func:`select_device`.
         work_dir (str, optional): For the log.
         cfg_options (dict, optional): Settings to override.
+        bases (sequence[str]): Files to merge, as for :func:`load_config`.
 
     Returns:
         mmengine.runner.Runner: With ``model``, the weights loaded, in eval
@@ -146,8 +150,8 @@ def trained_runner(config: str,
         UserError: A file, a setting or the data is wrong.
     """
     select_device(device)
-    cfg = load_config(config, cfg_options)
-    set_work_dir(cfg, config, work_dir)
+    cfg = load_config(config, cfg_options, bases)
+    set_work_dir(cfg, config, work_dir, bases)
     cfg.load_from = checkpoint
     drop_averaging(cfg)
     prepare(cfg, ('test_dataloader', ))

@@ -11,7 +11,7 @@ from .baselines import (Fastformer, FMMformerAttention1D, FMMformerAttention2D,
                         MANOAttention, NeighborhoodAttention, WindowAttention)
 from .build import ATTENTION_LAYERS, build_attention
 from .positions import (AbsolutePosition, ConditionalPosition, build_position,
-                        rotate)
+                        rotary_table, rotate)
 from .relative_bias import RelativeBias
 from .summaries import (AverageSummaries, ConvSummaries, GroupedConvSummaries,
                         HierarchicalSummaries, build_summaries)
@@ -24,5 +24,5 @@ __all__ = [
     'HierarchicalSummaries', 'LongShortAttention', 'LongShortAttention1D',
     'MANOAttention', 'NeighborhoodAttention', 'RelativeBias',
     'WindowAttention', 'build_attention', 'build_position', 'build_summaries',
-    'rotate'
+    'rotary_table', 'rotate'
 ]

@@ -54,20 +54,41 @@ def rotate(x: torch.Tensor,
         ValueError: If ``head_dim`` does not split into pairs for each axis,
             or ``base`` is not positive.
     """
-    axes = [positions] if torch.is_tensor(positions) else list(positions)
-    check_rotary(x.shape[-1], base, len(axes))
-    share = x.shape[-1] // len(axes)  # channels of an axis
-    # Around position 1e6, float32 angles would be 0.06 apart.
-    wide = angle_dtype(x.device)
-    exponents = torch.arange(0, share, 2, dtype=wide, device=x.device)
-    speed = base**(-exponents / share)
-    angles = [at.to(wide)[..., None, None] * speed for at in axes]
     # Turned in float32 or wider, rounded once.
     dtype = torch.promote_types(x.dtype, torch.float32)
     cos, sin = (
-        _side_by_side([function(angle).to(dtype) for angle in angles])
-        for function in (torch.cos, torch.sin))
+        t.to(dtype).unsqueeze(-2)
+        for t in rotary_table(positions, x.shape[-1], base))
     return _Turn.apply(x.to(dtype), cos, sin).to(x.dtype)
+
+
+def rotary_table(positions: Union[torch.Tensor, Sequence[torch.Tensor]],
+                 head_dim: int,
+                 base: float = 10000.) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the angles by which :func:`rotate` turns.
+
+    Args:
+        positions, base: As for :func:`rotate`.
+        head_dim (int): Channels of a head.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``[..., head_dim / 2]``, in float64 where the
+        device has it.
+
+    Raises:
+        ValueError: As :func:`rotate`.
+    """
+    axes = [positions] if torch.is_tensor(positions) else list(positions)
+    check_rotary(head_dim, base, len(axes))
+    share = head_dim // len(axes)  # channels of an axis
+    # Around position 1e6, float32 angles would be 0.06 apart.
+    device = axes[0].device
+    wide = angle_dtype(device)
+    exponents = torch.arange(0, share, 2, dtype=wide, device=device)
+    speed = base**(-exponents / share)
+    angles = [at.to(wide)[..., None] * speed for at in axes]
+    return (_side_by_side([angle.cos() for angle in angles]),
+            _side_by_side([angle.sin() for angle in angles]))
 
 
 def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -34,13 +34,20 @@ def positive_number(text: str) -> float:
 
 def add_config_options(parser: argparse.ArgumentParser,
                        more: str = '') -> None:
-    """Add ``--cfg-options``.
+    """Add ``--base`` and ``--cfg-options``.
 
     Args:
         parser: Of the tool.
         more: Follows in the help.
     """
     from mmengine.config import DictAction
+    parser.add_argument(
+        '--base',
+        action='append',
+        default=[],
+        metavar='FILE',
+        help='merge a part into the config, such as configs/_base_/attention/'
+        'full.py; may be given several times')
     parser.add_argument(
         '--cfg-options',
         nargs='+',

@@ -54,13 +54,17 @@ def find_config(name: str) -> Path:
     raise UserError(f'config {name}: {package} ships no config {inner!r}')
 
 
-def load_model_config(name: str,
-                      cfg_options: Optional[Dict[str, Any]] = None) -> Config:
+def load_model_config(
+    name: str,
+    cfg_options: Optional[Dict[str, Any]] = None,
+    bases: Sequence[str] = ()
+) -> Config:
     """Reads a config that describes a model.
 
     Args:
         name: As for :func:`find_config`.
         cfg_options: Settings to override, ``{'model.backbone.arch': ...}``.
+        bases: Files to merge, as for :func:`~fma_vision.engine.load_config`.
 
     Returns:
         The config, the modules in its ``custom_imports`` imported.
@@ -69,7 +73,7 @@ def load_model_config(name: str,
         UserError: There is no such config, it cannot be read or describes no
             model.
     """
-    cfg = load_config(str(find_config(name)), cfg_options)
+    cfg = load_config(str(find_config(name)), cfg_options, bases)
     if not isinstance(cfg.get('model'), dict):
         raise UserError(f'config {name} holds no `model`')
     return cfg

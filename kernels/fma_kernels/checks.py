@@ -1,7 +1,6 @@
 """Argument checks of the public ops, and what each backend can run."""
 import os
 from importlib.util import find_spec
-from math import isfinite, prod
 from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from .backends.native.library import unavailable
 from .geometry import Hierarchy
+from .pooling import accumulation_dtype
 
 _HAS_TRITON = find_spec('triton') is not None
 # Triton's interpreter runs kernels on a CPU; it is chosen at import.
@@ -49,16 +49,19 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor, ndim: int) -> None:
                              f'{query.device}, got {x.device}')
 
 
-def check_options(scale, dropout_p, dropout_seed, **flags) -> None:
-    """Scalars: scale, dropout and the boolean switches."""
+def check_options(dtype: torch.dtype, scale, dropout_p, dropout_seed,
+                  **flags) -> None:
+    """Scalars: scale of logits of a dtype, dropout, boolean switches."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f'{name} must be a bool, got {value!r}')
     if scale is not None and (isinstance(scale, bool)
                               or not isinstance(scale, (int, float))):
         raise TypeError(f'scale must be a number or None, got {scale!r}')
-    if scale is not None and not isfinite(scale):
-        raise ValueError(f'scale must be finite, got {scale!r}')
+    dtype = accumulation_dtype(dtype)
+    # False for NaN; Python compares integers of any size with a float.
+    if scale is not None and not abs(scale) <= torch.finfo(dtype).max:
+        raise ValueError(f'scale must be finite in {dtype}, got {scale!r}')
     if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
         raise TypeError(f'dropout_p must be a number, got {dropout_p!r}')
     if not 0 <= dropout_p < 1:
@@ -174,17 +177,13 @@ class Request(NamedTuple):
 
     Attributes:
         device, dtype, head_dim: of the query.
-        tokens: of one image or sequence.
-        near_bias, far_bias, dropout, pool_queries: whether these are asked
-            for.
+        near_bias, far_bias, pool_queries: whether these are asked for.
     """
     device: torch.device
     dtype: torch.dtype
     head_dim: int
-    tokens: int
     near_bias: bool = False
     far_bias: bool = False
-    dropout: bool = False
     pool_queries: bool = False
 
     @classmethod
@@ -192,12 +191,10 @@ class Request(NamedTuple):
            query: Tensor,
            near_bias: Optional[Tensor] = None,
            far_bias: Optional[Sequence[Tensor]] = None,
-           dropout_p: float = 0.0,
            pool_queries: bool = False) -> 'Request':
         """From the arguments of the public ops."""
-        return cls(query.device, query.dtype, query.shape[-1],
-                   prod(query.shape[1:-2]), near_bias is not None, far_bias
-                   is not None, dropout_p > 0, pool_queries)
+        return cls(query.device, query.dtype, query.shape[-1], near_bias
+                   is not None, far_bias is not None, pool_queries)
 
 
 def _refuse_biases(request: Request) -> Optional[str]:

@@ -22,20 +22,22 @@ def explain_backend(query: Tensor,
                     *,
                     near_bias: Optional[Tensor] = None,
                     far_bias: Optional[Sequence[Tensor]] = None,
-                    dropout_p: float = 0.0,
                     pool_queries: bool = False) -> str:
     """Says which backend ``'auto'`` takes for such arguments, and why.
 
     Args:
         query: as :func:`fma1d` and :func:`fma2d` take it; its device, dtype
             and head_dim count.
-        near_bias, far_bias, dropout_p, pool_queries: as the ops take them.
+        near_bias, far_bias, pool_queries: as the ops take them.
 
     Returns:
         One line per backend that was considered, the chosen one last.
+
+    Raises:
+        ValueError: if an environment variable that the choice depends on
+            has a value that is not allowed; so do the ops.
     """
-    request = checks.Request.of(query, near_bias, far_bias, dropout_p,
-                                pool_queries)
+    request = checks.Request.of(query, near_bias, far_bias, pool_queries)
     lines = []
     for name in checks.AUTO:
         reason = checks.refusal(name, request)
@@ -74,6 +76,7 @@ class _Call:
         query = self.query
         checks.check_qkv(query, self.key, self.value, ndim)
         checks.check_options(
+            query.dtype,
             self.scale,
             self.dropout_p,
             self.dropout_seed,
@@ -97,7 +100,7 @@ class _Call:
     def choose_backend(self) -> str:
         """A name of ``checks.REFUSALS``."""
         request = checks.Request.of(self.query, self.near_bias, self.far_bias,
-                                    self.dropout_p, self.pool_queries)
+                                    self.pool_queries)
         if self.backend == 'auto':
             return next(
                 name for name in checks.AUTO

@@ -14,6 +14,14 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+try:
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+except ImportError:  # older PyTorch: each size is compiled for itself
+
+    def has_static_value(size: int) -> bool:
+        return True
+
+
 Cell = Tuple[int, ...]
 
 
@@ -42,12 +50,20 @@ class Footprint(NamedTuple):
     far: List[Summary]
 
 
+# Tokens a side for which levels are made where a compiler leaves sizes free:
+# a level that a grid does not need changes nothing.
+SYMBOLIC_SIZE = 2**24
+
+
 def auto_num_levels(shape: Tuple[int, ...], cell_size: int) -> int:
     """The number of far-field levels that leaves at most 4 top cells a side.
 
-    Returns 0 where the near field alone covers the grid.
+    Returns 0 where the near field alone covers the grid. A symbolic size
+    counts as ``SYMBOLIC_SIZE``.
     """
-    side = max(-(-size // cell_size) for size in shape)
+    side = max(
+        -(-(size if has_static_value(size) else SYMBOLIC_SIZE) // cell_size)
+        for size in shape)
     if side <= 2:
         return 0
     return max(ceil(log2(side / 4)), 0) + 1
@@ -90,12 +106,15 @@ class Hierarchy:
 
     def __post_init__(self) -> None:
         try:
-            # index() takes NumPy and symbolic integers, but no floats.
-            shape = tuple(index(size) for size in self.shape)
+            # index() takes NumPy's integers, but no floats; it would fix a
+            # symbolic size.
+            shape = tuple(
+                size if isinstance(size, (int, torch.SymInt)) else index(size)
+                for size in self.shape)
         except TypeError:
             raise TypeError('shape must be a tuple of ints, (n,) or (H, W), '
                             f'got {self.shape!r}') from None
-        if len(shape) not in (1, 2) or min(shape) < 1:
+        if len(shape) not in (1, 2) or any(size < 1 for size in shape):
             raise ValueError('shape must be (n,) or (H, W) with positive '
                              f'sizes, got {shape}')
         object.__setattr__(self, 'shape', shape)
@@ -170,6 +189,7 @@ class Hierarchy:
         """The same lists without the empty levels above the automatic L.
 
         A level that the grid does not need costs padding up to whole cells.
+        Where a size is symbolic, the core ops trim when they know it.
         """
         needed = auto_num_levels(self.shape, self.cell_size)
         if self.num_levels <= needed:

@@ -5,7 +5,7 @@ shape; autograd sees one function whose backward recomputes. Lists, a
 :class:`Hierarchy` and :class:`Options` are not legal op arguments, hence the
 flat schemas, here and in :mod:`fma_kernels.pooled` alone.
 """
-from typing import List, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from . import backends
 from .autograd import CoreOp, differentiable
 from .geometry import Hierarchy, hierarchy
 from .options import Inputs, Options
-from .pooling import accumulation_dtype
+from .pooling import accumulation_dtype, packed_size
 
 
 def geometry_of(grid: Sequence[int], cell_size: int, num_levels: int,
                 rank: int, causal: bool) -> Hierarchy:
     """From the plain numbers of a schema."""
-    # int() of a symbolic size fixes it: static shapes are promised.
+    # int() would fix a symbolic size: for implementations, not for fakes.
     return hierarchy(
         tuple(int(size) for size in grid), int(cell_size), int(num_levels),
         int(rank), causal)
@@ -39,6 +39,22 @@ def empty_grads(*inputs) -> List[Tensor]:
         x.new_empty(x.shape) for x in inputs
         if x is not None and x.is_floating_point()
     ]
+
+
+# Where sizes are symbolic, a call is traced with levels that a small grid does
+# not need: implementations leave them out when they know the size.
+def shortened(x: Optional[Tensor], idle: int) -> Optional[Tensor]:
+    """``[., levels or summaries, ...]`` without those of idle levels."""
+    return x if x is None or not idle else x[:, :x.shape[1] - idle]
+
+
+def lengthened(x: Tensor, size: int, value: float = 0.0) -> Tensor:
+    """The inverse; contiguous, as the fake kernels promise."""
+    if x.shape[1] == size:
+        return x.contiguous()
+    full = x.new_full((x.shape[0], size, *x.shape[2:]), value)
+    full[:, :x.shape[1]] = x
+    return full
 
 
 def seen(grad_lse: Tensor, lse: Tensor) -> Tensor:
@@ -65,7 +81,8 @@ def attend(inputs: Inputs, hierarchy: Hierarchy,
 
     Args:
         inputs: summaries may be None: the average over real tokens.
-        hierarchy: trimmed.
+        hierarchy: of the summaries and the far bias. Levels that the grid
+            does not need get a gradient of zero.
 
     Returns:
         Output like ``query``, and lse ``[B, *grid, heads]`` in float32
@@ -78,11 +95,17 @@ def attend(inputs: Inputs, hierarchy: Hierarchy,
 
 
 def _call(args: tuple) -> Tuple[Inputs, Hierarchy, Options]:
-    """The arguments of the flat schema, put together again."""
+    """The arguments of the flat schema, put together again and trimmed."""
     inputs, sizes = Inputs(*args[:_TENSORS]), args[_TENSORS:-4]
     mass, scale, dropout_p, backend = args[-4:]
-    return (inputs, geometry_of(inputs.query.shape[1:-2], *sizes),
-            Options(backend, mass, scale, dropout_p))
+    asked = geometry_of(inputs.query.shape[1:-2], *sizes)
+    h = asked.trimmed()
+    idle = asked.num_summaries - h.num_summaries
+    inputs = inputs._replace(
+        key_summaries=shortened(inputs.key_summaries, idle),
+        value_summaries=shortened(inputs.value_summaries, idle),
+        far_bias=shortened(inputs.far_bias, asked.num_levels - h.num_levels))
+    return inputs, h, Options(backend, mass, scale, dropout_p)
 
 
 def _summarized(inputs: Inputs, hierarchy: Hierarchy,
@@ -117,7 +140,7 @@ def _backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor,
     inputs, hierarchy, options = _call(args)
     if not inputs.query.shape[0]:
         # Of a table, a sum over nothing.
-        return [x.zero_() for x in empty_grads(*inputs)]
+        return [x.zero_() for x in empty_grads(*args[:_TENSORS])]
     backend = backends.load(options.backend)
     # Averages are pooled again: nothing of them was saved.
     grads = list(
@@ -130,8 +153,12 @@ def _backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor,
             if hierarchy.num_levels:
                 grads[tokens] = backend.pool_backward(
                     average, inputs.key_mask, hierarchy, total=grads[tokens])
-    # The compiler relies on the strides that the fake kernel promises.
-    return [grad.contiguous() for grad in grads if grad is not None]
+    given = Inputs(*args[:_TENSORS])
+    given = *given[:5], given.near_bias, given.far_bias
+    return [
+        lengthened(grad, x.shape[1]) for grad, x in zip(grads, given)
+        if grad is not None
+    ]
 
 
 attention = differentiable(
@@ -167,8 +194,8 @@ def _pool(x: Tensor, key_mask, cell_size: int, num_levels: int, rank: int,
 
 
 def _empty_pool(x: Tensor, key_mask, *args) -> Tensor:
-    geometry = geometry_of(x.shape[1:-2], *args[:3], False)
-    return x.new_empty((x.shape[0], geometry.num_summaries, *x.shape[-2:]))
+    total = packed_size(x.shape[1:-2], *args[:3])
+    return x.new_empty((x.shape[0], total, *x.shape[-2:]))
 
 
 def _pool_backward(grad: Tensor, key_mask, shape: List[int], *args) -> list:

@@ -4,14 +4,16 @@
 level 1 enter ``near_field`` as summaries of all that is far. Opaque to the
 compiler and recomputed in the backward pass, as :mod:`fma_kernels.ops`.
 """
+from dataclasses import replace
 from typing import List, Optional, Tuple
 
-from torch import Tensor
+from torch import Tensor, inf
 
 from . import backends
 from .autograd import CoreOp, differentiable
 from .geometry import Hierarchy
-from .ops import empty_grads, empty_outputs, geometry_of, seen
+from .ops import (empty_grads, empty_outputs, geometry_of, lengthened, seen,
+                  shortened)
 from .options import Inputs, Options
 from .pooling import accumulation_dtype
 
@@ -24,7 +26,7 @@ def attend_pooled(inputs: Inputs, query_summaries: Tensor,
     Args:
         inputs: with summaries, without biases.
         query_summaries: packed ``[B, M_total, heads, head_dim]``.
-        hierarchy: trimmed, of at least one level.
+        hierarchy: of the summaries; of at least one level.
 
     Returns:
         Output like ``query``, and lse ``[B, *grid, heads]`` in float32
@@ -33,11 +35,10 @@ def attend_pooled(inputs: Inputs, query_summaries: Tensor,
     h, shared = hierarchy, (inputs.key_mask, inputs.seed)
     sizes = h.cell_size, h.num_levels, h.rank
     scalars = options.scale, options.dropout_p, options.backend
-    out, lse = far_field(query_summaries, *inputs[3:5], *shared, list(h.shape),
-                         *sizes, options.mass, *scalars)
-    leaves = h.level_sizes[0]
-    return near_field(*inputs[:3], out[:, :leaves], lse[:, :leaves], *shared,
-                      h.cell_size, h.rank, *scalars)
+    far = far_field(query_summaries, *inputs[3:5], *shared, list(h.shape),
+                    *sizes, options.mass, *scalars)
+    return near_field(*inputs[:3], *far, *shared, h.cell_size, h.rank,
+                      *scalars)
 
 
 # --------------------------------------------------------------- far field
@@ -49,9 +50,13 @@ _FAR = ('Tensor query_summaries, Tensor key_summaries, '
 
 def _far_call(grid: List[int], cell_size: int, num_levels: int, rank: int,
               mass: bool, scale: float, dropout_p: float,
-              backend: str) -> Tuple[Hierarchy, Options]:
-    h = geometry_of(grid, cell_size, num_levels, rank, False)
-    return h, Options(backend, mass, scale, dropout_p)
+              backend: str) -> Tuple[Hierarchy, int, Options]:
+    """Trimmed, to one level at least; the number of summaries left out."""
+    asked = geometry_of(grid, cell_size, num_levels, rank, False)
+    h = asked.trimmed()
+    h = h if h.num_levels else replace(h, num_levels=1)
+    idle = asked.num_summaries - h.num_summaries
+    return h, idle, Options(backend, mass, scale, dropout_p)
 
 
 def _far_forward(query_summaries: Tensor, key_summaries: Tensor,
@@ -73,10 +78,14 @@ def _far_forward(query_summaries: Tensor, key_summaries: Tensor,
     """
     if not query_summaries.shape[0]:
         return _empty_far(query_summaries)
-    geometry, options = _far_call(*scalars)
-    backend = backends.load(options.backend)
-    return backend.far_forward(query_summaries, key_summaries, value_summaries,
-                               key_mask, seed, geometry, options)
+    geometry, idle, options = _far_call(*scalars)
+    packed = (
+        shortened(x, idle)
+        for x in (query_summaries, key_summaries, value_summaries))
+    out, lse = backends.load(options.backend).far_forward(
+        *packed, key_mask, seed, geometry, options)
+    size = query_summaries.shape[1]
+    return lengthened(out, size), lengthened(lse, size, -inf)
 
 
 def _empty_far(query: Tensor, *_) -> Tuple[Tensor, Tensor]:
@@ -91,11 +100,14 @@ def _far_backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor,
     tensors = args[:5]
     if not out.shape[0]:
         return empty_grads(*tensors)
-    geometry, options = _far_call(*args[5:])
+    geometry, idle, options = _far_call(*args[5:])
     backend, grad_lse = backends.load(options.backend), seen(grad_lse, lse)
-    return list(
-        backend.far_backward(grad_out, grad_lse, *tensors, out, lse, geometry,
-                             options))
+    grad_out, grad_lse, *packed, out, lse = (
+        shortened(x, idle)
+        for x in (grad_out, grad_lse, *tensors[:3], out, lse))
+    grads = backend.far_backward(grad_out, grad_lse, *packed, *tensors[3:],
+                                 out, lse, geometry, options)
+    return [lengthened(x, tensors[0].shape[1]) for x in grads]
 
 
 far_field = differentiable(
@@ -125,8 +137,9 @@ def _near_forward(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
 
     Args:
         query, key, value: ``[B, *grid, heads, head_dim]``.
-        far_out, far_lse: of level 1, ``[B, M_1, heads, head_dim]`` and
-            ``[B, M_1, heads]`` in float32 (float64 for float64).
+        far_out, far_lse: ``[B, M, heads, head_dim]`` and ``[B, M, heads]``
+            in float32 (float64 for float64). Level 1 is read; a compiler
+            that knows its length would make guards on the grid.
         key_mask: bool ``[B, *grid]``, True = real.
         seed: int64 scalar; required where ``dropout_p > 0``.
         scalars: cell_size, rank, scale, dropout_p, backend.
@@ -139,8 +152,9 @@ def _near_forward(query: Tensor, key: Tensor, value: Tensor, far_out: Tensor,
         return empty_outputs(query)
     geometry, options = _near_call(query, *scalars)
     backend = backends.load(options.backend)
-    return backend.near_forward(query, key, value, far_out, far_lse, key_mask,
-                                seed, geometry, options)
+    far = (x[:, :geometry.num_summaries] for x in (far_out, far_lse))
+    return backend.near_forward(query, key, value, *far, key_mask, seed,
+                                geometry, options)
 
 
 def _near_backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor,
@@ -151,9 +165,10 @@ def _near_backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor,
         return empty_grads(*tensors)
     geometry, options = _near_call(out, *args[7:])
     backend, grad_lse = backends.load(options.backend), seen(grad_lse, lse)
-    return list(
-        backend.near_backward(grad_out, grad_lse, *tensors, out, lse, geometry,
-                              options))
+    far = (x[:, :geometry.num_summaries] for x in tensors[3:5])
+    grads = backend.near_backward(grad_out, grad_lse, *tensors[:3], *far,
+                                  *tensors[5:], out, lse, geometry, options)
+    return [lengthened(grad, x.shape[1]) for grad, x in zip(grads, tensors)]
 
 
 near_field = differentiable(

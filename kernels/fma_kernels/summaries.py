@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import checks
 from .autograd import CoreOp, differentiable
+from .backends import native
 from .geometry import Hierarchy
 from .ops import geometry_of, pool
 from .pooling import (accumulation_dtype, blocks_of, cells_to_lattice,
@@ -350,12 +351,20 @@ def _products(x: Tensor, weights: Sequence[Tensor],
 def _direct(x: Tensor, mass: Tensor, weights: Sequence[Tensor],
             tree: Hierarchy) -> Tensor:
     """Every level straight from the tokens."""
+    shares = mass.clamp(min=1)[..., None, None]
+    if weights[0].ndim == 3 and native.usable(x):
+        levels = []
+        for level, weight in enumerate(weights[:tree.num_levels], 1):
+            whole = (tree.widths[level - 1], ) * tree.ndim
+            own = _own(tree, level, whole, weight).flatten(1)[..., None]
+            levels.append(native.weigh(x, weight + own, tree, level))
+        return pack(levels, tree.ndim).div_(shares)
     products = _products(x, weights, tree)
     levels = [
         total + products.sums(level)
         for level, total in enumerate(subcell_sums(x, tree), 1)
     ]
-    return pack(levels, tree.ndim) / mass.clamp(min=1)[..., None, None]
+    return pack(levels, tree.ndim) / shares
 
 
 def _direct_grads(grad: Tensor, x: Tensor, mass: Tensor,

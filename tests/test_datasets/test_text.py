@@ -23,7 +23,7 @@ from fma_vision.utils.vocabulary import (ByteVocabulary, CharacterVocabulary,
 
 # One to four bytes a character.
 TEXT = 'Zwölf €uro, ναί 🙂!\n'
-BASE = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
+FOLDER = Path(__file__).parents[2] / 'configs' / 'lm'
 
 
 @pytest.fixture
@@ -506,13 +506,16 @@ def test_unigram_entropy_of_a_text(write, vocabulary) -> None:
 # --- configs, real texts, bare installs ------------------------------------
 
 
-@pytest.mark.parametrize('name', ['tiny_shakespeare', 'books', 'enwik8'])
-def test_base_configs(name, tmp_path: Path) -> None:
+@pytest.mark.parametrize('name', [
+    'fma-lm-mini_1xb16-1k_tinyshakespeare-256', 'fma-lm_1xb32-20k_books-1k',
+    'fma-lm_1xb32-50k_enwik8-1k'
+])
+def test_configs(name, tmp_path: Path) -> None:
     """Datasets and metrics build through the registries."""
     pytest.importorskip('mmengine')
     from mmengine.config import Config
     from mmengine.registry import DATASETS, METRICS
-    cfg = Config.fromfile(str(BASE / f'{name}.py'))
+    cfg = Config.fromfile(str(FOLDER / f'{name}.py'))
     # As many symbols as the real text has.
     text = ''.join(map(chr, range(33, 98))) * 500
     for file in ('input.txt', 'train.txt', 'valid.txt', 'enwik8'):
@@ -530,7 +533,7 @@ def test_base_configs(name, tmp_path: Path) -> None:
             METRICS.build(cfg[f'{phase}_evaluator'])
     assert cfg.train_dataloader.dataset.split in (None, 'train')
     assert cfg.val_dataloader.dataset.split in (None, 'valid')
-    if name == 'enwik8':
+    if 'enwik8' in name:
         assert cfg.test_dataloader.dataset.split == 'test'
 
 

@@ -28,7 +28,7 @@ def missing(backend: str) -> Optional[str]:
     if backend == 'auto':
         return None
     device, dtype = place(backend).values()
-    return REFUSALS[backend](Request(torch.device(device), dtype, 4, 1))
+    return REFUSALS[backend](Request(torch.device(device), dtype, 4))
 
 
 def missing_triton() -> Optional[str]:

@@ -1,13 +1,18 @@
 """The core op under torch.compile, torch.export and opcheck."""
+from typing import Callable
+
 import pytest
 import torch
 from compare import CPU_BACKENDS, check_op, place
 from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
 
 from fma_kernels import Hierarchy, fma1d, fma2d
 from fma_kernels.ops import attention, pool
 from fma_kernels.pooling import average_pyramid, pack
+from fma_kernels.summaries import learned_summaries
 from fma_kernels.testing import (assert_close, missing_compiler, random_biases,
                                  random_mask, random_qkv)
 
@@ -49,7 +54,6 @@ def test_opcheck(case, backend) -> None:
         ]
     else:
         pooled = [q.new_zeros(2, 0, 2, 4) for _ in range(2)]
-    # Static shapes are promised; a new shape recompiles.
     check_op(
         attention,
         (q, k, v, *pooled, mask, torch.tensor(3) if p else None, None, None,
@@ -128,7 +132,11 @@ def test_fake_backward_knows_the_strides() -> None:
 
 def gradients(function, inputs):
     out = function(*inputs)
-    return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+    # Where no level is needed, nothing depends on its weights.
+    return [
+        out, *torch.autograd.grad(
+            out.square().sum(), inputs, materialize_grads=True)
+    ]
 
 
 @needs_compiler
@@ -226,21 +234,96 @@ def test_one_graph_with_fresh_dropout() -> None:
     assert torch.equal(compiled(x), compiled(x))
 
 
-def test_a_new_shape_recompiles() -> None:
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph
-
-    layer = Layer(cell_size=2)
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    for shape in ((9, 7), (5, 12), (1, 3)):
+def test_the_second_shape_frees_the_sizes() -> None:
+    layer, counter = Layer(cell_size=2), CompileCounter()
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for shape in ((9, 7), (5, 12), (31, 18), (2, 3)):
         x = torch.randn(1, *shape, 8)
         assert_close(compiled(x), layer(x))
-    assert len(graphs) == 3
-    compiled(torch.randn(1, 9, 7, 8))  # seen before
-    assert len(graphs) == 3
+    assert counter.frame_count == 2
+    compiled(torch.randn(1, 1, 3, 8))  # an axis of one is a case of its own
+    assert counter.frame_count == 3
+
+
+# Few and many levels, none at all; the sizes of no other axis, which the
+# compiler would take for the same variable.
+SIZES = {1: [(23, ), (90, ), (3, ), (301, )], 2: [(9, 17), (37, 5), (7, 3)]}
+
+
+def learned(form: str) -> Callable:
+    """Attention with learned summaries of all levels."""
+
+    def attend(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        levels = None if form == 'hierarchical' else len(weights)
+        h = Hierarchy(x.shape[1:2], 2, levels)
+        found = learned_summaries(form, x, weights, h)
+        return fma1d(
+            x,
+            2 * x,
+            x + 1,
+            cell_size=2,
+            num_levels=levels,
+            key_summaries=found,
+            value_summaries=2 * found)
+
+    return attend
+
+
+def biased(x: torch.Tensor, near: torch.Tensor,
+           far: torch.Tensor) -> torch.Tensor:
+    levels = Hierarchy(x.shape[1:2], 2).num_levels
+    return fma1d(
+        x, 2 * x, x + 1, cell_size=2, near_bias=near, far_bias=[far] * levels)
+
+
+def plain(op: Callable, **options) -> Callable:
+    return lambda x: op(x, 2 * x, x + 1, cell_size=2, **options)
+
+
+# Axes, function, shapes of its weights.
+FREE = {
+    'causal': (1, plain(fma1d, causal=True), []),
+    'image': (2, plain(fma2d, rank=2), []),
+    'torch': (2, plain(fma2d, backend='torch'), []),
+    'fixed': (2, plain(fma2d, num_levels=2), []),
+    'pooled': (1, plain(fma1d, pool_queries=True), []),
+    'pooled-torch': (2, plain(fma2d, pool_queries=True, backend='torch'), []),
+    'biased': (1, biased, [(6, 7), (6, 1, 7)]),
+    'grouped_conv':
+    (1, learned('grouped_conv'), [(1, 2 << n, 4) for n in range(7)]),
+    'conv': (1, learned('conv'), [(1, 2 << n, 4, 4) for n in range(7)]),
+    'hierarchical': (1, learned('hierarchical'), [(1, 2, 4), (2, 4, 4)]),
+}
+
+
+@pytest.mark.parametrize('kind', FREE)
+def test_one_graph_for_all_sizes(kind) -> None:
+    """Outputs and gradients, at sizes with and without far levels."""
+    ndim, function, shapes = FREE[kind]
+    weights = [torch.randn(shape).div(9).requires_grad_() for shape in shapes]
+    counters.clear()
+    compiled = torch.compile(
+        function, fullgraph=True, backend='aot_eager', dynamic=True)
+    for size in SIZES[ndim]:
+        inputs = torch.randn(2, *size, 6, 4, requires_grad=True), *weights
+        for a, b in zip(
+                gradients(compiled, inputs), gradients(function, inputs)):
+            assert_close(a, b)
+    assert counters['stats']['unique_graphs'] == 1
+
+
+@pytest.mark.parametrize('kind', ['causal', 'image', 'pooled'])
+def test_export_with_free_sizes(kind) -> None:
+    ndim, function, _ = FREE[kind]
+    layer = nn.Module()
+    layer.forward = function
+    first, *others = SIZES[ndim]
+    free = {1 + axis: torch.export.Dim.DYNAMIC for axis in range(ndim)}
+    program = torch.export.export(
+        layer, (torch.randn(1, *first, 6, 4), ), dynamic_shapes=(free, ))
+    for size in (first, *others):
+        x = torch.randn(1, *size, 6, 4)
+        assert_close(program.module()(x), function(x))
 
 
 @pytest.mark.parametrize(

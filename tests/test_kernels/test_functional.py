@@ -66,6 +66,9 @@ BAD = [
     ('return_lse', None, TypeError, 'None'),
     ('scale', '1', TypeError, "'1'"),
     ('scale', True, TypeError, 'True'),
+    ('scale', float('nan'), ValueError, 'finite .* nan'),
+    ('scale', -float('inf'), ValueError, 'finite .* -inf'),
+    ('scale', 10**400, ValueError, 'finite in torch.float64'),
     ('key_mask', [True], TypeError, 'list'),
     ('key_mask', zeros(1, 9, 10), TypeError, 'float64'),
     ('key_mask', torch.ones(9, 10,
@@ -94,6 +97,16 @@ def test_errors_name_the_argument(name, value, error, word) -> None:
     with pytest.raises(error, match=word) as caught:
         fma2d(**arguments(**{name: value}))
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_scale_is_finite_where_logits_are(dtype) -> None:
+    x = torch.randn(1, 9, 1, 4, dtype=dtype)
+    with pytest.raises(
+            ValueError, match=r'scale .* torch.float32, got 1e\+300'):
+        fma1d(x, x, x, cell_size=2, scale=1e300)
+    x = x.double()
+    assert fma1d(x, x, x, cell_size=2, scale=1e300).isfinite().all()
 
 
 @pytest.mark.parametrize('backend', ['torch', 'naive'])
@@ -223,7 +236,7 @@ def test_explain_backend() -> None:
 
 
 def request(device='cpu', dtype=torch.float32, **asked) -> Request:
-    return Request(torch.device(device), dtype, 4, 90, **asked)
+    return Request(torch.device(device), dtype, 4, **asked)
 
 
 def test_what_native_cannot_run(monkeypatch) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from compare import compare, leaves, missing, run
-from native_cases import ISAS, draw, supported
+from native_cases import compare_stream, draw, supported
 
-from fma_kernels import Hierarchy, fma1d, fma2d
-from fma_kernels.backends.native import build, call
+from fma_kernels import Hierarchy, explain_backend, fma1d, fma2d
+from fma_kernels.backends.native import build, call, library
 from fma_kernels.ops import attention, pool
 from fma_kernels.pooled import far_field, near_field
 from fma_kernels.testing import assert_close, random_mask, random_qkv
@@ -40,7 +40,7 @@ def isa(request, monkeypatch) -> str:
     return request.param
 
 
-isas = pytest.mark.parametrize('isa', ISAS, indirect=True)
+isas = pytest.mark.parametrize('isa', library.ISAS, indirect=True)
 
 
 @pytest.fixture
@@ -94,19 +94,26 @@ def test_random_cases(seed, isa) -> None:
 
 @pytest.mark.parametrize('name', ['sse9', 'AVX2'])
 def test_unknown_instruction_set(name, monkeypatch) -> None:
+    """An error at the call, and where the choice is explained."""
     qkv = random_qkv((9, ), dtype=torch.float32)
     monkeypatch.setenv('FMA_KERNELS_ISA', name)
+    for backend in ('native', 'auto'):
+        with pytest.raises(ValueError, match=f'FMA_KERNELS_ISA .*{name}'):
+            fma1d(*qkv, cell_size=2, backend=backend)
     with pytest.raises(ValueError, match=f'FMA_KERNELS_ISA .*{name}'):
-        fma1d(*qkv, cell_size=2, backend='native')
+        explain_backend(qkv[0])
+    # Nobody asks for it where C does not run.
+    fma1d(*qkv, cell_size=2, backend='torch')
+    assert explain_backend(qkv[0].double()).endswith('torch: chosen')
 
 
 def test_instruction_set_that_the_processor_lacks(monkeypatch) -> None:
-    monkeypatch.setattr(call, '_best_isa', lambda: 0)
+    monkeypatch.setattr(library, '_best_isa', lambda: 0)
     monkeypatch.setenv('FMA_KERNELS_ISA', 'avx512')
     with pytest.raises(ValueError, match='FMA_KERNELS_ISA .*avx512'):
-        call.chosen_isa()
+        library.chosen_isa()
     monkeypatch.delenv('FMA_KERNELS_ISA')
-    assert call.chosen_isa() == 0
+    assert library.chosen_isa() == 0
 
 
 # ------------------------------------------------------------------- inputs
@@ -452,7 +459,9 @@ def test_arguments_of_pooled_queries() -> None:
     far = out[:, :leaves], lse[:, :leaves]
     sizes = 2, 1, 0.5, 0.0, 'native'
     near_field(*qkv, *far, mask, None, *sizes)
-    for wrong, name in (((out, far[1]), 'out'), ((far[0], lse), 'lse')):
+    near_field(*qkv, out, lse, mask, None, *sizes)  # coarser levels: unread
+    for wrong, name in (((far[0][:, 1:], lse), 'out'), ((out, far[1][:, 1:]),
+                                                        'lse')):
         with pytest.raises(ValueError, match=name):
             near_field(*qkv, *wrong, mask, None, *sizes)
     with pytest.raises(ValueError, match='key_mask'):
@@ -521,6 +530,14 @@ def test_explain_backend_without_a_compiler(tmp_path) -> None:
     assert 'torch: chosen' in result.stdout and not result.returncode
 
 
+def test_explain_backend_with_a_wrong_switch() -> None:
+    result = python('-c', EXPLAIN, FMA_KERNELS_NATIVE='maybe')
+    assert result.returncode and not result.stdout
+    assert result.stderr.splitlines()[-1] == (
+        "ValueError: FMA_KERNELS_NATIVE must be one of ['1', 'true', 'on', "
+        "'yes', '0', 'false', 'off', 'no'] or unset, got 'maybe'")
+
+
 def test_explain_backend_where_it_is_turned_off() -> None:
     result = python('-c', EXPLAIN, FMA_KERNELS_NATIVE='0')
     assert 'native: FMA_KERNELS_NATIVE=0 turns it off' in result.stdout
@@ -528,6 +545,16 @@ def test_explain_backend_where_it_is_turned_off() -> None:
     explicit = EXPLAIN.replace('cell_size=2', "cell_size=2, backend='native'")
     result = python('-c', explicit, FMA_KERNELS_NATIVE='0')
     assert "backend='native' cannot run: FMA_KERNELS_NATIVE=0" in result.stderr
+
+
+@pytest.mark.parametrize('isa', library.ISAS)
+def test_stream(isa, monkeypatch) -> None:
+    """New tokens from a state of the past, against the whole sequence."""
+    if isa not in supported():
+        pytest.skip(f'this processor has no {isa}')
+    monkeypatch.setenv('FMA_KERNELS_ISA', isa)
+    for seed in range(150):
+        compare_stream(seed)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +41,8 @@ def fresh(folder):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A package of two small C files, an empty cache, a counting compiler."""
-    for name in ('CC', 'FMA_KERNELS_NATIVE', 'FMA_KERNELS_CFLAGS'):
+    for name in ('CC', 'FMA_KERNELS_NATIVE', 'FMA_KERNELS_CFLAGS',
+                 'FMA_KERNELS_ISA'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, 'dont_write_bytecode', True)
     package, cache = tmp_path / 'package', tmp_path / 'cache'
@@ -138,7 +140,12 @@ def test_nothing_can_be_written(home, monkeypatch, tmp_path):
     monkeypatch.setattr('tempfile.tempdir', str(temporary))
     before = sorted(home.package.iterdir())
     home.package.chmod(0o555)
-    assert str(temporary) in origin(fresh(home.package))
+    with pytest.warns(RuntimeWarning, match='FMA_KERNELS_CACHE') as caught:
+        module = fresh(home.package)
+        assert str(temporary) in origin(module)
+        assert str(temporary) in origin(module)
+    warning, = caught
+    assert str(home.cache) in str(warning.message)  # which, and why
     home.package.chmod(0o755)
     assert sorted(home.package.iterdir()) == before
     if os.name == 'posix':
@@ -154,7 +161,70 @@ def test_a_home_is_not_needed(home, monkeypatch):
         raise RuntimeError('Could not determine home directory.')
 
     monkeypatch.setattr(module, '_cache_folder', nowhere)
-    origin(module)
+    with pytest.warns(RuntimeWarning, match='home directory'):
+        origin(module)
+
+
+@needs_compiler
+def test_a_filled_cache_needs_no_compiler(home, no_compiler):
+    first = origin(fresh(home.package))
+    no_compiler()
+    assert origin(fresh(home.package)) == first
+    (home.package / 'api.c').write_text(SOURCE % real.ABI + '\n')
+    assert 'no C compiler' in fresh(home.package).unavailable()
+
+
+@needs_compiler
+def test_a_damaged_file_where_nothing_compiles(home, no_compiler):
+    path = home.cache / os.path.basename(origin(fresh(home.package)))
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[:len(whole) // 3])
+    no_compiler()
+    assert 'no C compiler' in refused(home)
+
+
+@needs_compiler
+def test_a_whole_file_that_does_not_load(home, no_compiler):
+    """As one from a machine with other system libraries."""
+    origin(fresh(home.package))
+    path, = home.cached()
+    path.unlink()
+    content = real._digest(b'no library')
+    path = path.with_stem(f'{path.stem[:65]}-{content}')
+    path.write_bytes(b'no library')
+    no_compiler()
+    reason = fresh(home.package).unavailable()
+    assert path.name in reason and 'no C compiler' in reason
+
+
+@needs_compiler
+def test_old_files_are_removed(home, monkeypatch):
+    """Those used last are kept; what is no file of ours is not touched."""
+    used = fresh(home.package)
+    first = Path(origin(used))
+    kept = [home.cache / f'mine{recipe.SUFFIX}', home.cache / 'lock']
+    kept[0].write_bytes(b'')
+    fillers = []
+    for number in range(real.KEPT + 2):
+        name = '-'.join(f'{i:032x}' for i in (number, 0, 0))
+        fillers.append(home.cache / f'{name}{recipe.SUFFIX}')
+        fillers[-1].write_bytes(b'')
+        os.utime(fillers[-1], (number, number))
+    os.utime(first, (0, 0))
+    assert origin(fresh(home.package)) == str(first)  # which is a use of it
+    monkeypatch.setenv('FMA_KERNELS_CFLAGS', '-DOTHER')
+    second = Path(origin(fresh(home.package)))
+    assert set(home.cache.iterdir()) == {
+        first, second, *kept, *fillers[-(real.KEPT - 2):]
+    }
+    # One that is removed by another process serves on where it is loaded.
+    for path in (first, second):
+        path.unlink()
+    assert used.library().fma_abi() == real.ABI
+    module = fresh(home.package)
+    monkeypatch.setattr(module, '_files', lambda *_: [first, second] * 9)
+    module._prune(home.cache)
 
 
 @needs_compiler
@@ -212,6 +282,8 @@ def test_one_that_does_not_load(home, no_compiler):
     home.prebuilt.write_text(fresh(home.package).build.key())
     assert origin(fresh(home.package)) in map(str, home.cached())
     no_compiler()
+    assert origin(fresh(home.package)) in map(str, home.cached())
+    shutil.rmtree(home.cache)
     reason = fresh(home.package).unavailable()
     assert recipe.NAME in reason and 'no C compiler' in reason
 
@@ -256,10 +328,27 @@ def test_a_source_that_does_not_compile(home):
     assert 'api.c:1' in refused(home) or 'api.c:2' in refused(home)
 
 
-def test_it_is_turned_off(home, monkeypatch):
-    monkeypatch.setenv('FMA_KERNELS_NATIVE', '0')
-    assert refused(home) == 'FMA_KERNELS_NATIVE=0 turns it off'
+@pytest.mark.parametrize('value', ['0', 'false', 'Off', 'NO'])
+def test_it_is_turned_off(home, monkeypatch, value):
+    monkeypatch.setenv('FMA_KERNELS_NATIVE', value)
+    assert refused(home) == f'FMA_KERNELS_NATIVE={value} turns it off'
     assert home.compiled() == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize('value', ['', '1', 'True', 'on', 'YES'])
+def test_it_is_turned_on(home, monkeypatch, value):
+    monkeypatch.setenv('FMA_KERNELS_NATIVE', value)
+    origin(fresh(home.package))
+
+
+def test_a_wrong_switch(home, monkeypatch):
+    monkeypatch.setenv('FMA_KERNELS_NATIVE', 'maybe')
+    module = fresh(home.package)
+    for ask in (module.unavailable, module.library):
+        with pytest.raises(ValueError, match="FMA_KERNELS_NATIVE .*'maybe'"):
+            ask()
+    assert not home.cached()
 
 
 @needs_compiler

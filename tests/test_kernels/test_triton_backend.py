@@ -671,7 +671,7 @@ def test_biases_are_refused(name) -> None:
 def test_old_gpus(capability, dtype, word, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, 'get_device_capability',
                         lambda device: capability)
-    request = Request(torch.device('cuda'), dtype, 64, 100)
+    request = Request(torch.device('cuda'), dtype, 64)
     assert can_run('triton', request) == (word is None)
     if word:
         with pytest.raises(ValueError, match=word):

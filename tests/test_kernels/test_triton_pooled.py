@@ -221,7 +221,7 @@ def test_auto_takes_it_on_a_gpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device:
                         (8, 0))
     request = Request(
-        torch.device('cuda'), torch.bfloat16, 64, 100, pool_queries=True)
+        torch.device('cuda'), torch.bfloat16, 64, pool_queries=True)
     assert can_run('triton', request)
     with pytest.raises(
             ValueError, match='it has no near_bias for pool_queries yet'):

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from fma_kernels import Hierarchy
+from fma_kernels.backends.native import stream as native
+from fma_kernels.backends.native.library import unavailable
 from fma_vision.models import FMALanguageModel
-from fma_vision.models.lm import LMState, sample
+from fma_vision.models.lm import LMState, multipole_stream, sample
 from fma_vision.models.lm.multipole_state import held_cells
 
 SMALL = dict(
@@ -134,6 +136,64 @@ def test_float32_stays_at_rounding():
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+@pytest.mark.parametrize('isa', ['portable', 'avx2', 'avx512'])
+@pytest.mark.parametrize('name', [
+    name for name, kwargs in FORMS.items()
+    if 'Attention' not in str(kwargs) and kwargs.get('num_levels') != 0
+])
+def test_native_call_equals_the_parallel_form(name, isa, monkeypatch):
+    """Steps and chunks, rows of different lengths, from C in float32."""
+    monkeypatch.setenv('FMA_KERNELS_ISA', isa)
+    model = _model(**FORMS[name])
+    tokens, more = _tokens(3, LENGTH), _tokens(3, 30)
+    lengths = [LENGTH, 77, 1]
+    expected = model(tokens)
+    longer = [
+        model(torch.cat([tokens[row, :n], more[row]])[None])[0]
+        for row, n in enumerate(lengths)
+    ]
+    model, calls = model.float(), []
+
+    def counted(*args):
+        calls.append(args)
+        return attend(*args)
+
+    attend = native.attend
+    monkeypatch.setattr(native, 'attend', counted)
+    try:
+        model.prefill(tokens[:, :3])
+    except ValueError as error:
+        pytest.skip(str(error))  # not on this processor
+    for size in (4096, 37):
+        logits, state = model.prefill(
+            tokens, lengths=lengths, chunk_size=size, return_all=True)
+        after, _ = _steps(model, more, state)
+        for row, length in enumerate(lengths):
+            for found, wanted in ((logits[row, :length],
+                                   expected[row, :length]),
+                                  (after[row], longer[row][-30:])):
+                torch.testing.assert_close(
+                    found.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert len(calls) > 60
+
+
+def test_native_call_refuses_another_state():
+    """Before C reads beyond it."""
+    model = _model().float()
+    _, state = model.prefill(_tokens(1, 70))
+    stream = multipole_stream.MultipoleStream(model.blocks[0].attn)
+    layer, geometry = state.layers[0], stream.geometry
+    qkv, ones = torch.zeros(1, 1, 3, 2, 8), torch.ones(1, dtype=torch.int64)
+    for name in ('near', 'far', 'sums'):
+        x = getattr(layer, name)
+        for wrong, kind in ((x[..., :4], ValueError), (x[:, :0], ValueError),
+                            (x.double(), TypeError)):
+            with pytest.raises(kind, match=f'{name} must'):
+                native.attend(qkv, ones, ones, layer._replace(**{name: wrong}),
+                              geometry)
+
+
 def test_half_precision_state_stays_close():
     model, tokens = _model().float(), _tokens(2, 100)
     state = model.init_state(2, torch.bfloat16)
@@ -243,6 +303,31 @@ def test_state_is_saved_branched_and_joined(name):
                   dict(layers=[dict(kind='cache', tokens=3)], lengths=[1])):
         with pytest.raises(ValueError, match='not the state of a language'):
             LMState.from_state_dict(wrong)
+
+
+def test_texts_that_go_on_from_one_cache_do_not_mix():
+    """Keys are written behind those of the state, once."""
+    model = _model(**FORMS['full'])
+    tokens, first, second = _tokens(2, 20), _tokens(2, 30), _tokens(2, 30)
+    _, state = model.prefill(tokens)
+    before = state.layers[0].tokens.clone()
+    texts = [torch.cat([tokens, more], 1) for more in (first, second)]
+    wanted = [model(text)[:, 20:] for text in texts]
+    branches = [[state, []], [state, []]]
+    copies = 0
+    for a, b in zip(first.unbind(1), second.unbind(1)):
+        for branch, token in zip(branches, (a, b)):
+            old = branch[0].layers[0].tokens.data_ptr()
+            logits, branch[0] = model.step(token, branch[0])
+            branch[1].append(logits)
+            copies += branch[0].layers[0].tokens.data_ptr() != old
+    for branch, logits in zip(branches, wanted):
+        torch.testing.assert_close(torch.stack(branch[1], 1), logits)
+    assert torch.equal(state.layers[0].tokens, before)
+    assert copies <= 6  # of 60: where texts part, and as they grow
+    file = io.BytesIO()
+    torch.save(branches[0][0].state_dict(), file)
+    assert file.tell() < branches[0][0].nbytes + 4000
 
 
 def test_states_of_two_kinds_do_not_join():

@@ -17,7 +17,8 @@ from fma_vision.engine import UserError
 from fma_vision.utils.configs import build_model, load_model_config
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / 'configs/camvid/{}-nano_fpn_1xb4-400_camvid-240x320.py'
+CONFIG = ROOT / 'configs/camvid/fma-nano_fpn_1xb4-400_camvid-240x320.py'
+PARTS = ROOT / 'configs/_base_/attention'
 
 
 @pytest.fixture(scope='module')
@@ -27,13 +28,14 @@ def tool(load_script):
 
 @pytest.fixture(scope='module')
 def call(tmp_path_factory):
-    """Arguments for a model, by the beginning of its config's name."""
+    """Arguments for a model, by its attention layer."""
     root = tmp_path_factory.mktemp('maps')
     write_paired(root / 'data/camvid', 11)
 
     def arguments(kind: str):
         config, weights = (root / f'{kind}{x}' for x in ('.py', '.pth'))
-        small_config(Path(str(CONFIG).format(kind)), root, config)
+        parts = [PARTS / f'{kind}.py'] if kind != 'fma' else []
+        small_config(CONFIG, root, config, parts)
         model = build_model(load_model_config(str(config)))
         torch.save(dict(state_dict=model.state_dict()), weights)
         return [
@@ -45,7 +47,7 @@ def call(tmp_path_factory):
     return arguments
 
 
-@pytest.mark.parametrize('kind', ['fma', 'swin'])
+@pytest.mark.parametrize('kind', ['fma', 'window'])
 def test_picture(tool, call, kind, tmp_path, capsys) -> None:
     out = tmp_path / 'new/maps.png'
     given = [*call(kind), '--at', '0.2,0.9', '0.99,0', '--out', str(out)]

@@ -1,17 +1,14 @@
-"""The driver of the experiments, from training to the tables."""
+"""The driver of the experiments, from training to the lines of results."""
 # Hosts are optional, so their imports follow importorskip.
 # flake8: noqa: E402
 
 import json
-import subprocess
 import sys
-import tarfile
-import time
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,12 +20,12 @@ from mmengine.registry import MODELS, DefaultScope
 from synthetic import small_config, write_class_folders, write_paired
 
 from fma_vision.datasets.classification import CIFAR10_CLASSES
-from fma_vision.engine import UserError, load_config
+from fma_vision.engine import UserError, load_config, read_checkpoint
 from fma_vision.utils.files import write_json
-from fma_vision.utils.results import read_log
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / 'tools/experiments'
+FOLDER = ROOT / 'benchmarks/experiments'
+NAMES = ('collect', 'logs', 'protocol', 'run')
 
 
 @pytest.fixture(scope='module')
@@ -36,20 +33,10 @@ def scripts():
     """The driver's modules, imported as when it runs."""
     sys.path.insert(0, str(FOLDER))
     try:
-        import archive
-        import collect
-        import curves
-        import protocol
-        import run
-        yield SimpleNamespace(
-            archive=archive,
-            collect=collect,
-            curves=curves,
-            protocol=protocol,
-            run=run)
+        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
     finally:
         sys.path.remove(str(FOLDER))
-        for name in ('archive', 'collect', 'curves', 'protocol', 'run'):
+        for name in NAMES:
             sys.modules.pop(name, None)
 
 
@@ -72,58 +59,51 @@ def small(tmp_path_factory) -> SimpleNamespace:
 @pytest.fixture
 def driver(scripts, small, load_script, tmp_path, monkeypatch):
     """The driver on a small protocol, its commands run in this process."""
-    train, test, resolution = (
-        load_script(f'tools/{name}.py')
-        for name in ('train', 'test', 'analysis_tools/benchmark_resolution'))
+    train, test = (
+        load_script(f'tools/{name}.py') for name in ('train', 'test'))
     calls = []
 
-    def call(command):
-        tool, argv = Path(command[1]).stem, command[2:]
+    def call(command, device):
+        tool, argv = Path(command[0]).stem, ['--device', device, *command[1:]]
         calls.append(command)
-        if tool != 'benchmark_resolution':
-            # One process has one logger for each name and second.
-            argv += [] if '--cfg-options' in argv else ['--cfg-options']
-            argv.append(f'experiment_name=call{len(calls)}')
+        # One process has one logger for each name and second.
+        argv += [] if '--cfg-options' in argv else ['--cfg-options']
+        argv.append(f'experiment_name=call{len(calls)}')
         try:
             if tool == 'train':
                 train.train(train.parse_args(argv))
-            elif tool == 'test':
-                test.test(test.parse_args(argv))
             else:
-                resolution.main(argv)
+                test.test(test.parse_args(argv))
         except UserError as error:
             raise UserError(f'{tool} failed') from error
 
-    still = {'optim_wrapper.optimizer.lr': 0.}
-    Run = scripts.protocol.Run
-    cls = Run(
+    last = {'default_hooks.checkpoint.save_best': None}
+    cls = scripts.protocol.Run(
         'cifar10/fma',
         'cifar10',
         'fma',
         small.cls,
         seed=1,
         train_options={
-            **scripts.protocol.LAST_ONLY, 'train_cfg.max_epochs': 2
+            **last, 'train_cfg.max_epochs': 2
         })
     runs = [
         replace(cls, name='cifar10/wrong', options={'model.type': 'No'}),
         cls,
-        Run('camvid/fma-pretrained',
-            'camvid',
-            'fma',
-            small.seg,
-            seed=1,
+        replace(
+            cls,
+            name='camvid/fma-pretrained',
+            dataset='camvid',
+            config=small.seg,
             start='cifar10/fma',
             train_options={
-                **scripts.protocol.LAST_ONLY,
-                **still
+                **last, 'optim_wrapper.optimizer.lr': 0.
             },
             scales=(1, 2)),
     ]
     monkeypatch.setattr(scripts.run, 'call', call)
-    monkeypatch.setitem(scripts.protocol.PROTOCOLS, 'reduced', lambda: runs)
+    monkeypatch.setattr(scripts.run, 'read', lambda protocol: runs)
     monkeypatch.setattr(scripts.collect, 'RESULTS', tmp_path / 'results')
-    monkeypatch.setattr(scripts.collect, 'PICTURES', tmp_path / 'pictures')
     monkeypatch.chdir(ROOT)
     work = tmp_path / 'work'
 
@@ -134,16 +114,22 @@ def driver(scripts, small, load_script, tmp_path, monkeypatch):
         ])
 
     return SimpleNamespace(
-        main=main, calls=calls, work=work, folder=work / 'reduced')
+        main=main, calls=calls, runs=runs, folder=work / 'reduced')
+
+
+def settings(run, options=None):
+    """The config of a run, its part merged."""
+    bases = [str(ROOT / run.base)] if run.base else []
+    return load_config(str(ROOT / run.config), options, bases)
 
 
 def state_of(path: Path) -> dict:
-    return torch.load(path, weights_only=True)['state_dict']
+    return read_checkpoint(str(path))['state_dict']
 
 
 @pytest.mark.slow
-def test_from_training_to_results(driver, scripts, small, tmp_path,
-                                  monkeypatch, capsys) -> None:
+def test_from_training_to_results(driver, scripts, tmp_path, monkeypatch,
+                                  capsys) -> None:
     """Stop, move, go on, fail, finish, collect."""
     # -- stopped after the first of two epochs
     monkeypatch.setattr(scripts.run, 'LEAST_MINUTES', 0)
@@ -155,22 +141,17 @@ def test_from_training_to_results(driver, scripts, small, tmp_path,
     assert 'begun    cifar10/fma/seed1' in capsys.readouterr().out
     # -- on another machine
     driver.folder.rename(tmp_path / 'elsewhere')
-    driver.work.rmdir()
-    driver.work = tmp_path / 'work'
-    driver.work.mkdir()
     (tmp_path / 'elsewhere').rename(driver.folder)
     # -- one run fails, the others do not
     with pytest.raises(UserError, match='1 runs failed: cifar10/wrong/seed1'):
         driver.main()
     assert '2 of 3 runs are done' in capsys.readouterr().out
-    assert [p.name for p in folder.glob('*.pth')] == ['epoch_2.pth']
     resumed = next(c for c in driver.calls[1:] if '--resume' in c)
     assert resumed[resumed.index('--resume') + 1].endswith('epoch_1.pth')
-    saved = torch.load(folder / 'epoch_2.pth', weights_only=True)
-    assert set(saved) == {'meta', 'state_dict'}
     # -- the segmentation model began with the classification weights
     other = driver.folder / 'camvid/fma-pretrained/seed1'
-    begun, given = state_of(other / 'iter_2.pth'), saved['state_dict']
+    begun, given = state_of(other / 'iter_2.pth'), state_of(folder /
+                                                            'epoch_2.pth')
     shared = [k for k in given if k.startswith('backbone.stages.')]
     assert len(shared) > 100
     for key in shared:
@@ -179,87 +160,64 @@ def test_from_training_to_results(driver, scripts, small, tmp_path,
     before = len(driver.calls)
     driver.main('--only', 'cifar10/fma/*', 'camvid/*')
     assert len(driver.calls) == before
-    # -- other settings do not go on with the same folder
-    runs = scripts.protocol.PROTOCOLS['reduced']()
-    changed = replace(runs[1], options={'model.backbone.mlp_ratio': 2.})
-    with pytest.raises(UserError, match='other settings .options.'):
-        scripts.run.claim(changed,
-                          scripts.run.Workplace(driver.work, 'reduced'), 'cpu')
-    # -- what was measured
-    test = json.loads((other / 'test.json').read_text())
-    sizes = json.loads((other / 'resolution.json').read_text())['rows']
-    assert [row['scale'] for row in sizes] == [1, 2]
-    assert sizes[0]['mIoU'] == test['metrics']['mIoU']
-    assert sizes[1]['shape'] == [2 * side for side in sizes[0]['shape']]
-    assert sizes[1]['peak_memory_bytes'] > 2 * sizes[0]['peak_memory_bytes']
-    assert (other / 'resolution').is_dir()  # its logs
-    # -- collected; a broken folder costs only itself
-    (driver.folder / 'cifar10/wrong/seed1/test.json').write_text('{"metr')
-    for name in ('gone', 'damaged'):
-        old = driver.folder / f'cifar10/{name}/seed0'
-        write_json(old / 'run.json', dict(name='cifar10/gone'))
-        write_json(old / 'test.json', dict())
-    (old / 'run.json').write_text('{')
-    results = tmp_path / 'results'
-    for _ in range(2):
-        with pytest.raises(UserError) as error:
-            driver.main('collect')
-        assert '3 folders were left out' in str(error.value)
-        assert 'no protocol has such a run' in str(error.value)
-        lines = [
-            json.loads(line)
-            for line in (results /
-                         'experiments.jsonl').read_text().splitlines()
-        ]
-        assert [line['name']
-                for line in lines] == ['camvid/fma-pretrained', 'cifar10/fma']
-    line = lines[1]
-    assert line['task'] == 'classification' and line['metric'] == 'top1'
-    assert line['model'] == 'cls' and line['attention'] == 'fma'
+    # -- collected, twice; a damaged test costs only itself
+    (other / 'test_2x.json').rename(tmp_path / 'kept.json')
+    (other / 'test_2x.json').write_text('{"metr')
+    results = tmp_path / 'results/experiments.jsonl'
+    with pytest.raises(UserError, match='1 folders were left out.*test_2x'):
+        driver.main('collect')
+    assert len(results.read_text().splitlines()) == 1
+    (tmp_path / 'kept.json').rename(other / 'test_2x.json')
+    for changed in (1, 0):
+        capsys.readouterr()
+        driver.main('collect')
+        assert f'jsonl: {changed} lines added' in capsys.readouterr().out
+    line, seg = map(json.loads, results.read_text().splitlines())
+    assert line['metric'] == 'top1' and line['attention'] == 'fma'
     assert line['value'] == json.loads(
         (folder / 'test.json').read_text())['metrics']['accuracy/top1']
     weights = sum(v.numel() for k, v in given.items()
                   if k.startswith(('backbone.', 'head.')))
     assert line['parameters'] == weights
     assert (line['epochs'], line['iterations'], line['seed']) == (2, 4, 1)
+    assert line['training'] == {'train_cfg.max_epochs': 2}
     # Two lines an epoch: the last of four.
-    losses = [x['loss'] for x in read_log(folder)[0] if 'loss' in x]
+    losses = [
+        x['loss'] for x in scripts.logs.read_log(folder)[0] if 'loss' in x
+    ]
     assert line['training_loss'] == round(losses[-1], 4)
-    assert line['images_per_second'] > 0 and line['training_memory'] is None
+    assert line['samples_per_second'] > 0 and line['training_memory'] is None
     assert line['versions']['torch'] == torch.__version__
     begun = json.loads((folder / 'run.json').read_text())['environment']
-    assert line['commit'] == (begun['commit'] or {}).get('hash')
-    assert line['date'] == begun['date'] < test['environment']['date']
-    assert lines[0]['start'] == 'cifar10/fma' and lines[0]['epochs'] is None
-    curve = json.loads((results / 'curves/reduced_cifar10.json').read_text())
-    assert list(curve) == ['fma, seed 1']
-    assert [x for x, _ in curve['fma, seed 1']['loss']] == [.5, 1, 1.5, 2]
-    assert [x for x, _ in curve['fma, seed 1']['metric']] == [1, 2]
-    assert len(list((tmp_path / 'pictures').glob('*.png'))) == 2
-    rows = (results / 'resolution.jsonl').read_text().splitlines()
-    assert [json.loads(row)['scale'] for row in rows] == [1, 2]
-    # -- a log that was cut off does not take the place of the whole one
-    log = sorted(folder.glob('*/vis_data/scalars.json'))[-1]
-    log.write_text('')
-    with pytest.raises(UserError, match='the log ends before the training'):
-        driver.main('collect', '--only', 'cifar10/fma/*')
-    assert json.loads(
-        (results / 'experiments.jsonl').read_text().splitlines()[1]) == line
+    assert line['date'] == begun['date']
+    assert seg['start'] == 'cifar10/fma' and seg['epochs'] is None
+    sizes = [
+        json.loads((other / name).read_text())['metrics']['mIoU']
+        for name in ('test.json', 'test_2x.json')
+    ]
+    assert seg['sizes'] == {'1': sizes[0], '2': sizes[1]}
+    assert seg['value'] == sizes[0]
 
 
-def done(driver, run, **changes) -> Path:
-    """The folder of a finished run, without having run it."""
+def test_larger_images_are_tested(scripts, small) -> None:
+    options = scripts.run.larger(small.seg, 2)
+    plain, double = (
+        load_config(small.seg, x).test_dataloader.dataset.pipeline
+        for x in (None, parsed(scripts, options)))
+    changed = [(a, b) for a, b in zip(plain, double) if a != b]
+    (before, after), = changed
+    assert [2 * side for side in before.scale] == list(after.scale)
+    with pytest.raises(UserError, match='with one `scale`'):
+        scripts.run.larger(small.cls, 2)
+
+
+def test_other_settings_do_not_go_on(driver, scripts, capsys) -> None:
+    run = driver.runs[1]
     folder = driver.folder / run.key
-    write_json(folder / 'run.json', {**run.note('reduced'), **changes})
+    note = run.note('reduced')
+    write_json(folder / 'run.json',
+               dict(note, options={'model.type': 'Other'}))
     write_json(folder / 'test.json', dict())
-    (folder / 'trained').touch()
-    return folder
-
-
-def test_what_is_done_with_other_settings_does_not_count(
-        driver, scripts, capsys) -> None:
-    runs = scripts.protocol.PROTOCOLS['reduced']()
-    folder = done(driver, runs[1], options={'model.type': 'Other'})
     driver.main('--list', '--only', 'cifar10/fma/*')
     assert 'other settings cifar10/fma/seed1' in capsys.readouterr().out
     with pytest.raises(UserError, match=r'begun with other .*\(options\)'):
@@ -267,68 +225,60 @@ def test_what_is_done_with_other_settings_does_not_count(
     assert '0 of 1 runs are done' in capsys.readouterr().out
     with pytest.raises(UserError, match=r'other settings \(options\)'):
         driver.main('collect')
-    capsys.readouterr()
-    driver.main('--dry-run', '--only', 'cifar10/fma/*')
-    assert capsys.readouterr().out.startswith('# cifar10/fma/seed1: ')
-    assert not driver.calls
-    for text in '{', '[]':
-        (folder / 'run.json').write_text(text)
-        driver.main('--list', '--only', 'cifar10/fma/*')
-        assert 'damaged  cifar10/fma/seed1' in capsys.readouterr().out
-
-
-def test_a_damaged_test_is_made_again(driver, scripts, capsys) -> None:
-    folder = done(driver, scripts.protocol.PROTOCOLS['reduced']()[1])
-    (folder / 'test.json').write_text('{"metr')
-    driver.main('--list', '--only', 'cifar10/fma/*')
-    assert 'trained  cifar10/fma/seed1' in capsys.readouterr().out
-    # Here, what it would be made of is not there.
-    with pytest.raises(UserError, match='seed1 is trained, but its checkp'):
+    (folder / 'run.json').write_text('{')
+    with pytest.raises(UserError, match='run.json cannot be read'):
         driver.main('--only', 'cifar10/fma/*')
-    (folder / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
-    (folder / 'epoch_2.pth').touch()
-    capsys.readouterr()
-    driver.main('--dry-run', '--only', 'cifar10/fma/*')
-    assert capsys.readouterr().out.startswith('python tools/test.py ')
+    assert not driver.calls
 
 
-def test_done_runs_count_after_the_time_is_up(driver, scripts, capsys) -> None:
-    done(driver, scripts.protocol.PROTOCOLS['reduced']()[1])
+def test_the_time_is_up(driver, capsys) -> None:
     driver.main('--only', 'cifar10/*', '--time-limit', '.5')
-    out = capsys.readouterr().out
-    assert 'The time is up before cifar10/wrong' in out
-    assert '1 of 2 runs are done' in out
-
-
-def test_collect_names_a_missing_folder(driver, scripts) -> None:
-    with pytest.raises(UserError, match='work: no such folder'):
-        driver.main('collect')
-    done(driver, scripts.protocol.PROTOCOLS['reduced']()[1])
-    with pytest.raises(UserError, match="--only 'x/.' matches no folder"):
-        driver.main('collect', '--only', 'cifar10/*', 'x/*')
+    assert '0 of 2 runs are done' in capsys.readouterr().out
+    assert not driver.calls
 
 
 def test_names_are_stable_and_configs_there(scripts) -> None:
-    for make in scripts.protocol.PROTOCOLS.values():
-        runs = make()
+    for name in scripts.protocol.FILES:
+        runs = scripts.protocol.read(name)
         keys = [run.key for run in runs]
         assert len(set(keys)) == len(keys)
         for place, run in enumerate(runs):
             assert (ROOT / run.config).is_file(), run.config
-            assert run.dataset in scripts.protocol.TASKS
-            assert Path(run.config).name.startswith(
-                scripts.protocol.ATTENTIONS[run.attention]) or run.options
+            assert Path(run.config).name.startswith('fma-')
+            assert run.base == scripts.protocol.ATTENTIONS[run.attention]
+            assert run.base is None or (ROOT / run.base).is_file(), run.base
             if run.start:
                 assert f'{run.start}/seed{run.seed}' in keys[:place]
-    full = scripts.protocol.full.runs()
     for dataset in ('tiny_imagenet100', 'camvid'):
-        for attention in scripts.protocol.full.HEADLINE:
+        for attention in ('fma', 'fma-rotary', 'fma_linear', 'window', 'full'):
             assert [
-                r.seed for r in full if r.name == f'{dataset}/{attention}'
+                r.seed for r in scripts.protocol.read('full')
+                if r.name == f'{dataset}/{attention}'
             ] == [0, 1, 2]
     assert {r.attention
-            for r in scripts.protocol.reduced.runs()
+            for r in scripts.protocol.read('reduced')
             } == set(scripts.protocol.ATTENTIONS)
+
+
+def test_results_are_of_the_protocol(scripts) -> None:
+    """What the tables show can be run again, by its name and settings."""
+    runs = {
+        (name, run.name, run.seed): run
+        for name in scripts.protocol.FILES
+        for run in scripts.protocol.read(name)
+    }
+    lines = (ROOT / 'benchmarks/results/experiments.jsonl').read_text()
+    for line in map(json.loads, lines.splitlines()):
+        run = runs[line['protocol'], line['name'], line['seed']]
+        options = {**run.options, **run.train_options}
+        assert line['start'] == run.start and line['amp'] == run.amp
+        given = {**line['options'], **line['training']}
+        if not given.items() <= options.items():
+            # What was an option has become a config or a part of one.
+            cfg = settings(run, options)
+            for key, value in given.items():
+                assert reduce(lambda x, k: x[k], key.split('.'),
+                              cfg) == value, run.key
 
 
 def parsed(scripts, options) -> dict:
@@ -339,42 +289,34 @@ def parsed(scripts, options) -> dict:
     return parser.parse_args(scripts.run.option_list(options)).cfg_options
 
 
-def test_options_survive_the_command_line(scripts) -> None:
-    for make in scripts.protocol.PROTOCOLS.values():
-        for run in make():
-            options = {**run.options, **run.train_options}
-            if options:
-                assert parsed(scripts, options) == options
-
-
-def test_folders_have_no_spaces(scripts) -> None:
-    with pytest.raises(UserError, match='--work-dir my runs: a path without'):
-        scripts.run.main(['--work-dir', 'my runs'])
-
-
 def test_changed_models_build(scripts) -> None:
     """Every option that changes a model is one that the model takes."""
     seen = set()
-    for run in (scripts.protocol.full.runs() +
-                scripts.protocol.reduced.runs()):
-        changes = [key for key in run.options if key.startswith('model.')]
-        if not changes or str(run.options) in seen:
-            continue
-        seen.add(str(run.options))
-        cfg = load_config(str(ROOT / run.config), parsed(scripts, run.options))
-        plain = load_config(str(ROOT / run.config))
-        part = 'net' if run.dataset == 'books' else 'backbone'
-        assert cfg.model[part] != plain.model[part], run.key
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            MODELS.build(cfg.model[part])
-    assert len(seen) >= len(scripts.protocol.changes.ABLATIONS)
+    for name in scripts.protocol.FILES:
+        for run in scripts.protocol.read(name):
+            options = {**run.options, **run.train_options}
+            if options:
+                assert parsed(scripts, options) == options
+            changes = [key for key in run.options if key.startswith('model.')]
+            if not changes or str(run.options) in seen:
+                continue
+            seen.add(str(run.options))
+            cfg, plain = settings(run, run.options), settings(run)
+            part = 'net' if run.dataset == 'books' else 'backbone'
+            assert cfg.model[part] != plain.model[part], run.key
+            with DefaultScope.overwrite_default_scope(cfg.default_scope):
+                MODELS.build(cfg.model[part])
+    assert len(seen) > 20
 
 
 def test_reduced_counts_iterations(scripts) -> None:
     """Short enough for a CPU, in one process, down to the last step."""
-    for run in scripts.protocol.reduced.runs():
-        cfg = load_config(
-            str(ROOT / run.config), parsed(scripts, run.train_options))
+    trainings = {
+        (run.config, run.base, str(run.train_options)): run
+        for run in scripts.protocol.read('reduced')
+    }
+    for run in trainings.values():
+        cfg = settings(run, dict(run.train_options))
         assert cfg.train_cfg.type == 'IterBasedTrainLoop', run.key
         assert cfg.train_cfg.max_iters <= 4000, run.key  # half an hour
         assert cfg.train_dataloader.num_workers == 0, run.key
@@ -386,16 +328,36 @@ def test_reduced_counts_iterations(scripts) -> None:
         assert 'end' not in cfg.param_scheduler[1], run.key
 
 
-def test_unknown_pattern(scripts) -> None:
+def test_wrong_options(driver, scripts, capsys) -> None:
     with pytest.raises(UserError, match="'nothing' matches no run"):
-        scripts.run.select('full', ['cifar10/*', 'nothing'])
+        driver.main('--only', 'cifar10/*', 'nothing')
+    with pytest.raises(UserError, match='--work-dir my runs: a path without'):
+        scripts.run.main(['--work-dir', 'my runs'])
+    for value in ('0', '-5', 'nan', 'x'):
+        with pytest.raises(SystemExit):
+            driver.main(f'--time-limit={value}')
+        assert 'a positive number is allowed' in capsys.readouterr().err
 
 
-def test_a_run_waits_for_the_one_it_starts_from(scripts, tmp_path) -> None:
-    place = scripts.run.Workplace(tmp_path, 'full')
-    run = scripts.run.select('full', ['camvid/mano-pretrained/*'])[0]
-    with pytest.raises(UserError, match='tiny_imagenet100/mano/seed0'):
-        scripts.run.start_options(run, place)
+def test_a_run_waits_for_the_one_it_starts_from(driver, scripts) -> None:
+    place = scripts.run.Place(driver.folder, 'reduced', driver.runs[2])
+    with pytest.raises(UserError, match='cifar10/fma/seed1, which is not'):
+        scripts.run.start_options(place)
+
+
+def test_commands_and_results_name_the_layer(scripts, tmp_path) -> None:
+    run = scripts.run.select('reduced', ['cifar10/full/seed0'])[0]
+    assert run.base == 'configs/_base_/attention/full.py'
+    place = scripts.run.Workplace(tmp_path, 'reduced')
+    commands = [
+        scripts.run.train_command(run, place, None, None),
+        *scripts.run.test_commands(run, place, None)
+    ]
+    for command in commands:
+        assert command[2:5] == [run.config, '--base', run.base]
+    assert len(commands) == 2
+    line = scripts.collect._identity(run.note('reduced'))
+    assert (line['config'], line['base']) == (run.config, run.base)
 
 
 def test_append_replaces_a_run_made_again(scripts, tmp_path) -> None:
@@ -409,15 +371,7 @@ def test_append_replaces_a_run_made_again(scripts, tmp_path) -> None:
     assert [(x['seed'], x['value']) for x in values] == [(0, 2.), (1, 1.)]
 
 
-def test_curves_are_thinned(scripts) -> None:
-    points = [(float(x), 2. * x) for x in range(250)]
-    found = scripts.curves.thin(points)
-    assert len(found) <= scripts.curves.POINTS
-    assert found[0] == (1, 2) and found[-1] == (249, 498)
-    assert scripts.curves.thin([]) == []
-
-
-def test_log_of_a_resumed_training(tmp_path) -> None:
+def test_log_of_a_resumed_training(scripts, tmp_path) -> None:
     """Epochs of validation and iterations of training are told apart."""
     for part, lines in (('1', [(10, None), (1, 5.), (20, None), (2, 6.),
                                (30, None)]), ('2', [(21, None), (3, 7.)])):
@@ -429,197 +383,19 @@ def test_log_of_a_resumed_training(tmp_path) -> None:
                     'step': s,
                     'accuracy/top1': top1
                 }) for s, top1 in lines))
-    found, config = read_log(tmp_path)
+    found, config = scripts.logs.read_log(tmp_path)
     assert [x['step'] for x in found if 'loss' in x] == [10, 20, 21]
     assert [x['step'] for x in found if 'loss' not in x] == [1, 2, 3]
     assert config.parts[-3] == '2'
 
 
-def test_log_that_ends_within_a_line(tmp_path) -> None:
+def test_log_that_ends_within_a_line(scripts, tmp_path) -> None:
     """As a kill leaves it; what is before counts, a gap in it does not."""
     path = tmp_path / '1/vis_data/scalars.json'
     path.parent.mkdir(parents=True)
     lines = [json.dumps(dict(step=s, loss=1.)) for s in (1, 2, 3)]
     path.write_text('\n'.join(lines)[:-5])
-    assert [x['step'] for x in read_log(tmp_path)[0]] == [1, 2]
+    assert [x['step'] for x in scripts.logs.read_log(tmp_path)[0]] == [1, 2]
     path.write_text('\n'.join([lines[0], lines[1][:-5], lines[2]]))
     with pytest.raises(UserError, match='scalars.json, line 2'):
-        read_log(tmp_path)
-
-
-@pytest.mark.parametrize('suffix', ['.tar', '.tar.xz'])
-def test_pack(suffix: str, scripts, small, tmp_path, monkeypatch) -> None:
-    """Every file once, with its times; no archive above the size."""
-    data = Path(load_config(small.cls).train_dataloader.dataset.data_root)
-    noise = np.random.default_rng(0).integers(0, 256, 90_000, np.uint8)
-    for i in range(4):
-        (data / f'noise{i}').write_bytes(np.roll(noise, i * 7).tobytes())
-    (data / 'cache').mkdir(exist_ok=True)
-    (data / 'cache/pixels.bin').write_bytes(b'decoded')
-    work = tmp_path / 'runs'
-    write_json(work / 'run.json', {})
-    for step in (1, 2):
-        (work / f'epoch_{step}.pth').write_bytes(b'weights')
-    (work / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
-    run = scripts.protocol.Run('cifar10/fma', 'cifar10', 'fma', small.cls)
-    folders = {x: Path('work_dirs') / x.name for x in (work, tmp_path / 'no')}
-    parts = scripts.archive.pack(tmp_path / f'a{suffix}', [run, run], folders,
-                                 .25)
-    assert [p.name for p in parts][:2] == [f'a{suffix}', f'a-2{suffix}']
-    assert all(p.stat().st_size <= 250_000 for p in parts)
-    names = []
-    for part in parts:
-        with tarfile.open(part) as archive:
-            names += archive.getnames()
-            for member in archive.getmembers():
-                source = (
-                    tmp_path / Path(member.name).relative_to('work_dirs')
-                    if member.name.startswith('work_dirs') else Path('/') /
-                    member.name)
-                assert member.mtime == pytest.approx(
-                    source.stat().st_mtime, abs=1e-6)
-                content = archive.extractfile(member).read()
-                assert content == source.read_bytes()
-    wanted = [
-        p.as_posix()[1:]
-        for p in data.rglob('*') if p.is_file() and 'cache' not in p.parts
-    ] + [
-        f'work_dirs/runs/{name}'
-        for name in ('run.json', 'epoch_2.pth', 'last_checkpoint')
-    ]
-    assert sorted(names) == sorted(wanted)
-    # The second of these would be unpacked with the next archive.
-    parts[0].unlink()
-    with pytest.raises(UserError, match=f'remove .*a-2{suffix}'):
-        scripts.archive.pack(tmp_path / f'a{suffix}', [run], {}, 60)
-
-
-def test_pack_takes_tar_only(scripts, small, tmp_path) -> None:
-    run = scripts.protocol.Run('cifar10/fma', 'cifar10', 'fma', small.cls)
-    with pytest.raises(UserError, match=r'a\.zip: .* \.tar or \.tar\.xz'):
-        scripts.archive.pack(tmp_path / 'a.zip', [run], {}, 60)
-
-
-def test_packed_links_are_files(scripts, tmp_path) -> None:
-    (tmp_path / 'far').write_bytes(b'here')
-    (tmp_path / 'run').mkdir()
-    (tmp_path / 'run/link').symlink_to(tmp_path / 'far')
-    scripts.archive.pack(
-        tmp_path / 'a.tar', [], {tmp_path / 'run': Path('run')},
-        60,
-        data=False)
-    with tarfile.open(tmp_path / 'a.tar') as archive:
-        assert archive.extractfile('run/link').read() == b'here'
-
-
-def test_pack_takes_what_a_run_starts_from(driver, scripts, tmp_path) -> None:
-    for run in scripts.protocol.PROTOCOLS['reduced']()[1:]:
-        done(driver, run)
-    driver.main('pack', str(tmp_path / 'a.tar'), '--no-data', '--only',
-                'camvid/*')
-    with tarfile.open(tmp_path / 'a.tar') as archive:
-        folders = {str(Path(name).parent) for name in archive.getnames()}
-    assert folders == {
-        f'work_dirs/experiments/reduced/{name}/seed1'
-        for name in ('cifar10/fma', 'camvid/fma-pretrained')
-    }
-
-
-@pytest.mark.parametrize('value', ['0', '-5', 'nan', 'x'])
-def test_sizes_and_times_are_positive(value, scripts, capsys) -> None:
-    for option in ('--max-size', '--time-limit'):
-        with pytest.raises(SystemExit):
-            scripts.run.parse_args(['pack', 'a.tar', f'{option}={value}'])
-        assert 'a positive number is allowed' in capsys.readouterr().err
-
-
-# ------------------------------------------------------------- what goes wrong
-@pytest.mark.parametrize('name', ['run.json', 'last_checkpoint'])
-def test_damaged_notes_cost_their_run_only(name, driver, scripts, monkeypatch,
-                                           capsys) -> None:
-    folder = driver.folder / 'cifar10/wrong/seed1'
-    folder.mkdir(parents=True)
-    (folder / name).write_bytes(b'{"na' if name == 'run.json' else b'\xff')
-    done = []
-    finish = scripts.run.finish
-
-    def finish_wrong_only(run, *args):
-        done.append(run.name)
-        return finish(run, *args) if run.name == 'cifar10/wrong' else True
-
-    monkeypatch.setattr(scripts.run, 'finish', finish_wrong_only)
-    with pytest.raises(UserError, match='1 runs failed: cifar10/wrong/seed1'):
-        driver.main()
-    assert '2 of 3 runs are done' in capsys.readouterr().out
-    # A damaged note is found before anything is begun.
-    assert [x for x in done if x != 'cifar10/wrong'
-            ] == ['cifar10/fma', 'camvid/fma-pretrained']
-
-
-def test_a_folder_is_for_one_process(scripts, tmp_path, monkeypatch) -> None:
-    pytest.importorskip('fcntl')
-    alone, ready = scripts.run.alone, tmp_path / 'ready'
-    with pytest.raises(UserError, match='another process'):
-        with alone(tmp_path / 'run'), alone(tmp_path / 'run'):
-            pass
-    with alone(tmp_path / 'run'):  # free again
-        # What is called holds it, too, even when the caller has gone.
-        code = ('import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch();'
-                'time.sleep(60)')
-        child = subprocess.Popen([sys.executable, '-c', code,
-                                  str(ready)],
-                                 close_fds=False)
-        while not ready.exists():
-            time.sleep(.01)
-    try:
-        with pytest.raises(UserError, match='another process'):
-            with alone(tmp_path / 'run'):
-                pass
-    finally:
-        child.kill()
-        child.wait()
-    with alone(tmp_path / 'run'):
-        pass
-
-
-def test_damaged_results_are_named(scripts, tmp_path) -> None:
-    path = tmp_path / 'lines.jsonl'
-    path.write_text('{"name": "a"}\n{"name\n')
-    with pytest.raises(UserError, match='lines.jsonl, line 2'):
-        scripts.collect.append(path, [dict(name='b')])
-    assert path.read_text().endswith('{"name\n')
-
-
-def test_an_interrupted_archive_is_not_there(scripts, small, tmp_path,
-                                             monkeypatch) -> None:
-    folder = tmp_path / 'run'
-    write_json(folder / 'run.json', dict())
-
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tarfile.TarFile, 'add', interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        scripts.archive.pack(
-            tmp_path / 'out/x.tar', [], {folder: folder}, 60, data=False)
-    assert not list((tmp_path / 'out').iterdir())
-
-
-def test_a_size_that_does_not_fit_costs_only_itself(small, load_script,
-                                                    monkeypatch,
-                                                    tmp_path) -> None:
-    tool = load_script('tools/analysis_tools/benchmark_resolution.py')
-
-    def measure(cfg, checkpoint):
-        if cfg.experiment_name.endswith('_2x'):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        if cfg.experiment_name.endswith('_4x'):
-            raise RuntimeError('another error')
-        return dict(mIoU=1.)
-
-    monkeypatch.setattr(tool, 'measure', measure)
-    args = [small.seg, 'x.pth', '--work-dir', str(tmp_path), '--scales']
-    rows = tool.benchmark(tool.parse_args([*args, '1', '2']))['rows']
-    assert rows[0]['mIoU'] == 1 and 'out of memory' in rows[1]['reason']
-    with pytest.raises(RuntimeError, match='another error'):
-        tool.benchmark(tool.parse_args([*args, '4']))
+        scripts.logs.read_log(tmp_path)

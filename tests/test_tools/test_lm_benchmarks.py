@@ -5,9 +5,6 @@ import json
 import pytest
 import torch
 
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_json
-
 pytest.importorskip('mmengine')
 
 NANO = '''
@@ -30,19 +27,6 @@ TWIN = NANO.replace("'FMAttention1D', cell_size=4, rank=2",
 
 
 @pytest.fixture
-def streaming(load_script, monkeypatch):
-    module = load_script('tools/analysis_tools/benchmark_lm.py')
-    monkeypatch.setattr(module, 'CHECK_LENGTH', 53)
-    return module
-
-
-@pytest.fixture
-def collector(load_script):
-    pytest.importorskip('matplotlib')
-    return load_script('tools/analysis_tools/collect_lm.py')
-
-
-@pytest.fixture
 def tables(load_script, tmp_path, monkeypatch):
     """The tables of what lies in the test's own folder."""
     module = load_script('benchmarks/tables.py')
@@ -59,50 +43,47 @@ def configs(tmp_path):
     return [str(path) for path in paths]
 
 
-def test_streaming(streaming, tables, configs, tmp_path, capsys):
-    out = tmp_path / 'lm_streaming_cpu.json'
-    streaming.main([
-        configs[0], '--twin', configs[1], '--contexts', '32', '256',
-        '--twin-contexts', '32', '--steps', '10', '--threads',
+@pytest.mark.slow
+def test_language_model(load_script, tables, tmp_path, capsys):
+    """A rehearsal of all parts but compilation, and the tables from them."""
+    module = load_script('benchmarks/language_model.py')
+    module.CHECK_LENGTH = 53
+    out = tmp_path / 'language_model_cpu.json'
+    parts = ['streaming']
+    if (module.ROOT / 'data/books/valid.txt').exists():
+        parts.append('precision')
+    module.main([
+        '--quick', '--threads',
         str(torch.get_num_threads()), '--out',
-        str(out)
+        str(out), '--parts', *parts
     ])
     found = json.loads(out.read_text())
-    ours, twin = found['models']
-    short, long = ours['rows']
-    assert (short['context'], long['context']) == (32, 256)
-    # Four steps are not timed, and half of the others come before.
-    assert long['prefill_tokens'] == 256 - 9
-    assert long['state_tokens'] == 256 + 5
-    # Keys and values of 2 layers, 8 channels, float32.
-    assert long['cache_bytes'] == 261 * 2 * 2 * 8 * 4
-    assert long['state_over_cache'] < 1
-    assert twin['rows'][0]['state_over_cache'] == 1
-    assert ours['ratios'] == dict(
-        contexts=[256, 32],
-        step_seconds=long['step_seconds']['median'] /
-        short['step_seconds']['median'],
-        state_bytes=long['state_bytes'] / short['state_bytes'])
-    assert max(m['check']['relative_error'] for m in found['models']) < 1e-4
-    assert all(row['prefill_peak_bytes'] > 0 for row in ours['rows'])
-    assert capsys.readouterr().out.count(configs[1]) == 1
+    *rows, floor = found['streaming']['rows']
+    assert floor['model'] == 'linear layers'
+    ours = [row for row in rows if row['model'] == 'shipped']
+    full = [row for row in rows if row['model'] == 'full attention']
+    assert [row['context'] for row in ours] == [128, 256, 1024, 4096]
+    # A warm-up, a trial and a sample of 64 steps each.
+    assert ours[-1]['state_tokens'] == 4096 + 3 * 64
+    # Keys and values of 4 layers, 256 channels, float32.
+    assert ours[-1]['cache_bytes'] == 4288 * 2 * 4 * 256 * 4
+    assert ours[-1]['state_over_cache'] < .2 < full[0]['state_over_cache']
+    assert full[0]['state_over_cache'] == 1
+    assert all(row['prefill_peak_bytes'] > 0 for row in rows)
     text = tables['language model streaming']()
-    assert '| `nano`, 256 |' in text and '| `twin`, 32 |' in text
-    assert f'{ours["ratios"]["state_bytes"]:.2f} × the bytes' in text
+    assert '| shipped | 4,096 |' in text and 'ms a step' in text
+    if 'precision' in found:
+        scores = found['precision']['rows'][0]['bits_per_character']
+        assert list(scores) == ['float32', 'bfloat16', 'int8']
+        assert 1 < scores['float32'] < 4
+        assert abs(scores['int8'] - scores['float32']) < .1
 
 
-def test_streaming_refuses(streaming, configs, tmp_path, monkeypatch, capsys):
+def test_language_model_refuses(load_script, monkeypatch):
     from fma_vision.engine import UserError
-    with pytest.raises(SystemExit):
-        streaming.parse_args(['--contexts', '2048', '64'])
-    assert 'each context must exceed 68 tokens' in capsys.readouterr().err
-    masked = tmp_path / 'masked.py'
-    masked.write_text(NANO.replace('depth=2', 'depth=2, causal=False'))
-    with pytest.raises(UserError, match='no causal language model'):
-        streaming.build(str(masked), None, 0)
-    with pytest.raises(UserError, match='no checkpoint file'):
-        streaming.build(configs[0], str(tmp_path / 'none.pth'), 0)
-    net = streaming.build(configs[0], None, 0)
+    module = load_script('benchmarks/language_model.py')
+    net = module.drawn()
+    assert module.check(net, 'nano', 53) < 1e-4
     step = net.step
 
     def forgetful(token, state):
@@ -110,74 +91,8 @@ def test_streaming_refuses(streaming, configs, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(net, 'step', forgetful)
     with pytest.raises(UserError, match='differs from the parallel form'):
-        streaming.check(net, 'nano')
-
-
-def test_streaming_loads_weights(streaming, configs, tmp_path):
-    from fma_vision.utils.configs import build_model, load_model_config
-    model = build_model(load_model_config(configs[0]))
-    torch.save(model.state_dict(), tmp_path / 'nano.pth')
-    net = streaming.build(configs[0], str(tmp_path / 'nano.pth'), 5)
-    for name, value in model.net.state_dict().items():
-        assert torch.equal(net.state_dict()[name], value), name
-
-
-def fill_work_dir(folder, text, scores):
-    """A training of two parts, the second resumed, and its test."""
-    for part, steps in (('1', (10, 20)), ('2', (20, 30))):
-        data = folder / part / 'vis_data'
-        data.mkdir(parents=True)
-        (data / 'config.py').write_text(text)
-        lines = []
-        for step in steps:
-            lines.append(dict(loss=2., iter=step, step=step))
-            lines.append(dict(bpc=4 - step / 10 + int(part), step=step))
-        (data / 'scalars.json').write_text(''.join(
-            json.dumps(line) + '\n' for line in lines))
-    return write_json(
-        folder / 'test.json',
-        dict(
-            config=f'configs/{folder.name}.py',
-            metrics=scores,
-            environment=collect_environment('cpu', 0)))
-
-
-def test_collect(collector, tables, tmp_path):
-    tests = [
-        fill_work_dir(tmp_path / name, text,
-                      dict(bpc=bpc, nats=bpc * .7, perplexity=7.5))
-        for name, text, bpc in (('fma', NANO, 2.), ('full', TWIN, 2.125))
-    ]
-    out, plot = tmp_path / 'books_lm.json', tmp_path / 'plots' / 'lm.png'
-    collector.main([*map(str, tests), '--out', str(out), '--plot', str(plot)])
-    fma, full = json.loads(out.read_text())['rows']
-    assert fma['attention'] == 'FMAttention1D'
-    assert full['attention'] == 'FullAttention1D'
-    assert fma['parameters'] > full['parameters'] > 0
-    assert (fma['iterations'], fma['tokens']) == (30, 30 * 3 * 20)
-    assert (fma['bpc'], full['bpc']) == (2., 2.125)
-    # The resumed part wins where both logged.
-    assert [(p['iterations'], p['bpc']) for p in fma['curve']] == [(10, 4.),
-                                                                   (20, 4.),
-                                                                   (30, 3.)]
-    assert plot.read_bytes().startswith(b'\x89PNG')
-    text = tables['language model']()
-    assert '| `fma` |' in text and '2.125 | 7.50 |' in text
-
-
-def test_collect_refuses(collector, tmp_path):
-    from fma_vision.engine import UserError
-    test = tmp_path / 'test.json'
-    with pytest.raises(UserError, match='no such file'):
-        collector.collect(test)
-    write_json(test, dict(metrics=dict(mIoU=1.)))
-    with pytest.raises(UserError, match="has no .'bpc', 'nats'"):
-        collector.collect(test)
-    write_json(test, dict(metrics=dict(bpc=1., nats=1., perplexity=2.)))
-    with pytest.raises(UserError, match='holds no log'):
-        collector.collect(test)
+        module.check(net, 'nano', 53)
 
 
 def test_tables_without_results(tables):
-    for name in ('language model streaming', 'language model'):
-        assert tables[name]() is None
+    assert tables['language model streaming']() is None

@@ -351,12 +351,14 @@ def test_tokenizer(demo, run, models, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['fma', 'full'])
+@pytest.mark.parametrize('parts', [[], ['full']], ids=str)
 def test_checkpoint_of_the_training_tool(load_script, run, repo_root, tmp_path,
-                                         kind):
+                                         parts):
     write_texts(tmp_path / 'data')
-    source, = repo_root.glob(f'configs/lm/{kind}-lm-mini*tinyshakespeare*.py')
-    config = small_config(source, tmp_path, tmp_path / source.name)
+    source, = repo_root.glob('configs/lm/fma-lm-mini*tinyshakespeare*.py')
+    folder = repo_root / 'configs/_base_/attention'
+    config = small_config(source, tmp_path, tmp_path / source.name,
+                          [folder / f'{part}.py' for part in parts])
     tool = load_script('tools/train.py')
     tool.train(
         tool.parse_args([

@@ -24,12 +24,13 @@ def test_tool(load_script, tmp_path, capsys) -> None:
     write_class_folders(tmp_path / 'data/cifar10', CIFAR10_CLASSES, 32,
                         dict(train=1, test=1))
     arguments = []
-    for kind in ('fma', 'swin'):
+    window = ROOT / 'configs/_base_/attention/window.py'
+    for kind, parts in (('fma', []), ('swin', [window])):
         config, weights = (
             tmp_path / f'{kind}{suffix}' for suffix in ('.py', '.pth'))
         small_config(
-            ROOT / f'configs/cifar10/{kind}-nano-p2_1xb64-300_cifar10-32px.py',
-            tmp_path, config)
+            ROOT / 'configs/cifar10/fma-nano-p2_1xb64-300_cifar10-32px.py',
+            tmp_path, config, parts)
         model = build_model(load_model_config(str(config)))
         torch.save(dict(state_dict=model.state_dict()), weights)
         arguments.append([

@@ -114,6 +114,19 @@ class TestTrain:
         assert (tmp_path / 'work_dirs/seg/iter_2.pth').is_file()
         assert not list(tmp_path.glob('work_dirs/seg/best*'))
 
+    def test_another_layer(self, tools, trained, tmp_path,
+                           monkeypatch) -> None:
+        """From one option to the report, in a folder of its own."""
+        monkeypatch.chdir(tmp_path)
+        part = ['--base', str(ROOT / 'configs/_base_/attention/full.py')]
+        runner = train(tools, trained.cls, '--no-validate', *part)
+        kinds = {type(m).__name__ for m in runner.model.modules()}
+        assert 'FullAttention' in kinds and 'FMAttention2D' not in kinds
+        weights = 'work_dirs/cls-full/epoch_1.pth'
+        run_test(tools, trained.cls, weights, *part, '--out', 'test.json')
+        report = json.loads(Path('test.json').read_text())
+        assert (report['config'], report['base']) == (trained.cls, part[1:])
+
     def test_one_number_sets_the_length(self, tools, trained,
                                         tmp_path) -> None:
         """max_iters moves the end of the schedule, too."""

@@ -8,8 +8,7 @@ mmpretrain's Swin-T, for instance::
     python tools/analysis_tools/benchmark.py \\
         configs/imagenet/fma-tiny_16xb64_in1k-224px.py \\
         mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py \\
-        --part backbone --shape 512 1024 --batch 1 --device cpu \\
-        --out benchmarks/results/backbone_latency_cpu.json
+        --part backbone --shape 512 1024 --batch 1 --device cpu
 
 Weights are random (`--seed`), inputs too. Before anything is timed, outputs
 must be finite, Fast Multipole Attention must agree with its reference on a
@@ -27,12 +26,12 @@ if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import Tensor
 
 from fma_vision.engine import UserError, run_tool
 from fma_vision.layers import FMAttention2D
-from fma_vision.utils.arguments import positive
+from fma_vision.utils.arguments import add_config_options, positive
 from fma_vision.utils.complexity import count_parameters
 from fma_vision.utils.configs import (build_model, input_channels,
                                       is_language_model, load_model_config)
@@ -97,11 +96,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--warmup', type=positive, default=3)
     parser.add_argument('--threads', type=positive, help='CPU threads')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings to override in every config, as key=value')
+    add_config_options(parser, ', every one that is given')
     parser.add_argument('--out', help='write the results to this JSON')
     args = parser.parse_args(argv)
     if len(set(args.configs)) < len(args.configs):
@@ -120,10 +115,10 @@ class Subject:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name = name
         self.args = args
-        self.cfg: Config = load_model_config(name, args.cfg_options)
+        self.cfg: Config = load_model_config(name, args.cfg_options, args.base)
         if is_language_model(self.cfg):
             raise UserError(f'{name} is of a language model: '
-                            'tools/analysis_tools/benchmark_lm.py times those')
+                            'benchmarks/language_model.py times those')
         self.channels = input_channels(self.cfg)
         torch.manual_seed(args.seed)
         model = build_model(self.cfg)

@@ -106,7 +106,7 @@ def browse(args: argparse.Namespace) -> List[str]:
     from mmengine.registry import DATASETS, init_default_scope
 
     from fma_vision.engine import UserError, check_data_roots, load_config
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, args.base)
     key = f'{args.phase}_dataloader'
     if cfg.get(key) is None:
         raise UserError(f'{args.config} has no {key}')

@@ -27,9 +27,8 @@ if __name__ == '__main__':  # so that a checkout works without installing it
     _ROOT = Path(__file__).resolve().parents[2]
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
-from mmengine.config import DictAction
-
 from fma_vision.engine import run_tool
+from fma_vision.utils.arguments import add_config_options
 from fma_vision.utils.complexity import Complexity
 from fma_vision.utils.configs import (input_channels, input_shape,
                                       is_language_model, load_model_config,
@@ -51,11 +50,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         metavar=('H', 'W'),
         help='image height and width, or one number for both; tokens of a '
         'text; default: what the config trains at')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings to override, as key=value')
+    add_config_options(parser)
     parser.add_argument('--out', help='also write the numbers to this JSON')
     args = parser.parse_args(argv)
     if args.shape is not None:
@@ -77,17 +72,17 @@ def table(found: Dict[str, Complexity]) -> List[str]:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
-    cfg = load_model_config(args.config, args.cfg_options)
+    cfg = load_model_config(args.config, args.cfg_options, args.base)
     shape = input_shape(cfg, args.shape)
     found = measure(cfg, shape)
-    print(f'config    {args.config}')
+    print('config   ', ' + '.join([args.config, *args.base]))
     if is_language_model(cfg):
         print(f'text      {shape[0]} tokens')
     else:
         print(f'image     {input_channels(cfg)} x {shape[0]} x {shape[1]}')
     print('\n'.join(table(found)))
     if args.out:
-        content = dict(config=args.config, shape=list(shape))
+        content = dict(config=args.config, base=args.base, shape=list(shape))
         content.update((name, vars(part)) for name, part in found.items())
         write_json(args.out, content)
 

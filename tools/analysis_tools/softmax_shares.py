@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace) -> Tuple[Shares, int]:
         UserError: The model has no FMA layer that runs, or cannot be run.
     """
     runner = trained_runner(args.config, args.checkpoint, args.device,
-                            args.work_dir, args.cfg_options)
+                            args.work_dir, args.cfg_options, args.base)
     count = 0
     try:
         with record_shares(runner.model) as shares, torch.no_grad():

@@ -25,7 +25,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from fma_vision.engine import UserError, load_config
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, args.base)
     print(cfg.pretty_text)
     if args.save_path:
         if os.path.splitext(args.save_path)[1] not in ('.py', '.json', '.yml'):

@@ -171,7 +171,7 @@ def measure(args: argparse.Namespace) -> Tuple[np.ndarray, List[Map]]:
         UserError: Something does not fit.
     """
     runner = trained_runner(args.config, args.checkpoint, args.device,
-                            args.work_dir, args.cfg_options)
+                            args.work_dir, args.cfg_options, args.base)
     model = runner.model
     dataset = runner.test_loop.dataloader.dataset
     if not 0 <= args.index < len(dataset):

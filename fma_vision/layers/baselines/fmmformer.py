@@ -8,7 +8,7 @@ channel by learned numbers, near by 0 and each far map by 1 / R at the start
 O(n (band + R head_dim)) per channel.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn as nn
@@ -66,12 +66,9 @@ class FMMformerAttention1D(SequenceAttention):
         band (int): Reach of the near field in tokens. Defaults to 20.
         feature_maps (int): R, how many of elu(x) + 1, elu(-x) + 1 and
             tanh(x) + 1. Defaults to 2.
-        qkv_bias (bool): Bias in the query, key, value projection.
-        attn_drop (float): Dropout on the near field's weights.
-        proj_drop (float): Dropout on the output.
-        causal (bool): Attend to the left only. Defaults to False.
-        positions (str, optional): ``'rotary'`` or None.
-        rotary_base (float): Base of the rotary angles.
+        **common: ``qkv_bias``, ``attn_drop``, ``proj_drop``, ``causal``,
+            ``positions`` and ``rotary_base`` of :class:`SequenceAttention`;
+            dropout is that of the near field's weights.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -82,14 +79,8 @@ class FMMformerAttention1D(SequenceAttention):
                  num_heads: int,
                  band: int = 20,
                  feature_maps: int = 2,
-                 qkv_bias: bool = True,
-                 attn_drop: float = 0.,
-                 proj_drop: float = 0.,
-                 causal: bool = False,
-                 positions: Optional[str] = None,
-                 rotary_base: float = 10000.) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop,
-                         causal, positions, rotary_base)
+                 **common: Any) -> None:
+        super().__init__(dim, num_heads, **common)
         self.band = check_at_least('band', band, 0)
         self.feature_maps = feature_maps
         self.field_weights = FieldWeights(feature_maps, num_heads,
@@ -149,9 +140,9 @@ class FMMformerAttention2D(ProjectedAttention):
         kernel_size (int): Odd side of the window. Defaults to 7.
         feature_maps (int): R, how many of elu(x) + 1, elu(-x) + 1 and
             tanh(x) + 1. Defaults to 2.
-        qkv_bias (bool): Bias in the query, key, value projection.
-        attn_drop (float): Dropout on the near field's weights.
-        proj_drop (float): Dropout on the output.
+        **common: ``qkv_bias``, ``attn_drop`` and ``proj_drop`` of
+            :class:`ProjectedAttention`; dropout is that of the near field's
+            weights.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -162,10 +153,8 @@ class FMMformerAttention2D(ProjectedAttention):
                  num_heads: int,
                  kernel_size: int = 7,
                  feature_maps: int = 2,
-                 qkv_bias: bool = True,
-                 attn_drop: float = 0.,
-                 proj_drop: float = 0.) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+                 **common: Any) -> None:
+        super().__init__(dim, num_heads, **common)
         self.kernel_size = check_kernel_size(kernel_size)
         self.feature_maps = feature_maps
         self.field_weights = FieldWeights(feature_maps, num_heads,

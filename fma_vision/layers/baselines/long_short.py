@@ -8,7 +8,7 @@ draws from the tokens. Short keys and values and long ones go through a layer
 norm of their own (dual layer norm), then under one softmax.
 """
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -127,12 +127,8 @@ class LongShortAttention1D(SequenceAttention):
         rank (int): Landmarks. Defaults to 8.
         segment (int): Tokens of a segment of the long part, if causal.
             Defaults to 128.
-        qkv_bias (bool): Bias in the query, key, value projection.
-        attn_drop (float): Dropout on attention weights.
-        proj_drop (float): Dropout on the output.
-        causal (bool): Attend to the left only. Defaults to False.
-        positions (str, optional): ``'rotary'`` or None.
-        rotary_base (float): Base of the rotary angles.
+        **common: ``qkv_bias``, ``attn_drop``, ``proj_drop``, ``causal``,
+            ``positions`` and ``rotary_base`` of :class:`SequenceAttention`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -144,14 +140,8 @@ class LongShortAttention1D(SequenceAttention):
                  window: int = 64,
                  rank: int = 8,
                  segment: int = 128,
-                 qkv_bias: bool = True,
-                 attn_drop: float = 0.,
-                 proj_drop: float = 0.,
-                 causal: bool = False,
-                 positions: Optional[str] = None,
-                 rotary_base: float = 10000.) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop,
-                         causal, positions, rotary_base)
+                 **common: Any) -> None:
+        super().__init__(dim, num_heads, **common)
         self.window = check_at_least('window', window, 1)
         self.segment = check_at_least('segment', segment, 1)
         self.landmarks = Landmarks(dim, num_heads, rank)
@@ -251,9 +241,8 @@ class LongShortAttention(ProjectedAttention):
         num_heads (int): Heads; divides ``dim``.
         window (int): Side of a segment of the short part. Defaults to 7.
         rank (int): Landmarks of the map. Defaults to 8.
-        qkv_bias (bool): Bias in the query, key, value projection.
-        attn_drop (float): Dropout on attention weights.
-        proj_drop (float): Dropout on the output.
+        **common: ``qkv_bias``, ``attn_drop`` and ``proj_drop`` of
+            :class:`ProjectedAttention`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -264,10 +253,8 @@ class LongShortAttention(ProjectedAttention):
                  num_heads: int,
                  window: int = 7,
                  rank: int = 8,
-                 qkv_bias: bool = True,
-                 attn_drop: float = 0.,
-                 proj_drop: float = 0.) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+                 **common: Any) -> None:
+        super().__init__(dim, num_heads, **common)
         self.window = check_at_least('window', window, 1)
         self.landmarks = Landmarks(dim, num_heads, rank)
         self.norms = DualNorm(dim)

@@ -73,8 +73,16 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x))
 
 
+# Numbers between the two layers of an MLP that fit into a processor's caches.
+MLP_ELEMENTS = 2**20
+
+
 class Mlp(nn.Module):
     """Two linear layers around a GELU.
+
+    Without gradients on a CPU, some tokens at a time go through both layers:
+    what lies between them is written and read four times, and at once it
+    would be as large as the rest of a backbone together.
 
     Args:
         dim (int): Channels in and out.
@@ -91,6 +99,16 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., dim]`` to the same shape."""
+        if (torch.is_grad_enabled() or x.device.type != 'cpu'
+                or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            return self._all(x)
+        size = max(MLP_ELEMENTS // self.fc1.out_features, 1)
+        parts = x.flatten(0, -2).split(size)  # [tokens, dim]
+        if len(parts) == 1:
+            return self._all(x)
+        return torch.cat([self._all(part) for part in parts]).view(x.shape)
+
+    def _all(self, x: torch.Tensor) -> torch.Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 

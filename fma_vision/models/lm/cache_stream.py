@@ -1,10 +1,11 @@
 """Full attention token by token, with every key and value kept."""
 
-from typing import NamedTuple, Optional, Tuple
+from typing import List, MutableMapping, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...layers import rotate
 from .chunk import Chunk, grown
@@ -21,6 +22,42 @@ class CacheState(NamedTuple):
 
     # Fields whose axis 2 grows with the text, and those of sums.
     growing, wide = ('tokens', ), ()
+
+
+class Room(NamedTuple):
+    """Memory that has space behind the tokens of a state.
+
+    Attributes:
+        buffer (Tensor): ``[2, B, more than N, heads, head_dim]``.
+        written (list[int]): One number, shared by all states that begin with
+            this memory: the tokens that any of them has written.
+    """
+    buffer: torch.Tensor
+    written: List[int]
+
+
+# Of the tokens of states that a call has returned.
+_ROOMS: MutableMapping[torch.Tensor, Room] = WeakTensorKeyDictionary()
+
+
+def appended(tokens: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """``[2, B, N, ...]`` and ``[2, B, T, ...]`` one after the other.
+
+    The first is not copied at every call: where memory has been left behind
+    it, and no other text has gone on there, the second is written there. What
+    was there before stays as it was.
+    """
+    size, total = tokens.shape[2], tokens.shape[2] + new.shape[2]
+    room = _ROOMS.get(tokens)
+    if room is None or room.written != [size] or total > room.buffer.shape[2]:
+        shape = *tokens.shape[:2], total + total // 2, *tokens.shape[3:]
+        room = Room(tokens.new_empty(shape), [size])
+        room.buffer[:, :, :size] = tokens
+    room.buffer[:, :, size:total] = new
+    room.written[:] = [total]
+    found = room.buffer[:, :, :total]
+    _ROOMS[found] = room
+    return found
 
 
 class CacheStream:
@@ -53,7 +90,9 @@ class CacheStream:
             tuple[Tensor, CacheState]: ``[B, T, dim]`` and the state after.
         """
         attn = self.attn
-        qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+        # Two axes: for a single token, that is a faster product.
+        qkv = attn.qkv(x.flatten(0, 1)).view(*x.shape[:2], 3, attn.num_heads,
+                                             attn.head_dim)
         query, key, value = qkv.to(state.tokens.dtype).unbind(2)
         if attn.positions:
             query = rotate(query, chunk.at, attn.rotary_base)
@@ -69,8 +108,8 @@ class CacheStream:
         key, value = state.tokens.transpose(2, 3)
         out = F.scaled_dot_product_attention(
             query.transpose(1, 2), key, value, attn_mask=mask)
-        out = out.transpose(1, 2).flatten(2)  # [B, T, dim]
-        return attn.proj(out.to(x.dtype)), state
+        out = out.transpose(1, 2).flatten(0, 1).flatten(1)  # [B * T, dim]
+        return attn.proj(out.to(x.dtype)).view(x.shape), state
 
     @staticmethod
     def _read(pair: torch.Tensor, state: CacheState,
@@ -79,7 +118,7 @@ class CacheStream:
         size = state.tokens.shape[2]
         if set(chunk.starts) == {size} and set(
                 chunk.ends) == {size + chunk.length}:
-            return CacheState(torch.cat([state.tokens, pair], dim=2))
+            return CacheState(appended(state.tokens, pair))
         old = grown(state.tokens, max(chunk.ends))
         at = torch.arange(old.shape[2], device=old.device)
         index = at - chunk.begin[:, None]  # [B, N]

@@ -18,7 +18,8 @@ class Chunk:
         device (torch.device): Of the tokens.
 
     Attributes:
-        begin, end (Tensor): int64 ``[B]``, positions before and after.
+        begin, end, count (Tensor): int64 ``[B]``, positions before and
+            after, and the difference.
         at (Tensor): int64 ``[B, T]``, position of each token.
         real (Tensor): bool ``[B, T]``.
         plans (dict): What layers of equal geometry share.
@@ -29,9 +30,9 @@ class Chunk:
         self.starts: Tuple[int, ...] = tuple(starts)
         self.ends = tuple(a + b for a, b in zip(starts, counts))
         self.length = length
-        # One transfer for both.
-        both = torch.tensor([self.starts, self.ends]).to(device)
-        self.begin, self.end = both.unbind()
+        # One transfer for all.
+        all_three = torch.tensor([self.starts, self.ends, tuple(counts)])
+        self.begin, self.end, self.count = all_three.to(device).unbind()
         step = torch.arange(length, device=device)
         self.at = self.begin[:, None] + step
         self.real = self.at < self.end[:, None]

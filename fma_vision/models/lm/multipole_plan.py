@@ -1,10 +1,12 @@
 """What a chunk of tokens sees of the state, in numbers that layers share."""
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from functools import lru_cache
+from typing import List, Optional, Tuple
 
 import torch
 
+from ...layers import rotary_table
 from ...layers.positions import angle_dtype
 from .chunk import Chunk
 from .multipole_state import MultipoleState, held_cells
@@ -57,12 +59,46 @@ def plan_of(geometry: Geometry, chunk: Chunk, state: MultipoleState) -> Plan:
     if name not in chunk.plans:
         dtype = state.sums.dtype
         near_at, near = _near(geometry, chunk, dtype)
-        far, far_at = _far(geometry, chunk, levels, dtype)
-        top, top_at = _top(geometry, chunk, cells, dtype)
-        bias = torch.cat([near, far, top], -1)
-        centres = torch.cat([far_at, top_at], -1)
-        chunk.plans[name] = Plan(bias, centres, near_at)
+        bias = [near]
+        held = _held(geometry, chunk.begin, levels, cells)
+        here = chunk.at[:, :, None, None]  # of a query
+        for (cell, width), is_top in zip(held, (False, True)):
+            own, there = here // width, cell[:, None]
+            visible = (there >= 0) & (own - there > 1)
+            if is_top:
+                visible &= there < (chunk.begin[:, None, None, None] // width)
+            else:
+                visible &= own // 2 - there // 2 <= 1
+            weight = (width // geometry.rank).to(dtype).log()
+            weight = weight if geometry.mass else torch.zeros_like(weight)
+            part = torch.where(visible, weight, -torch.inf)
+            part = part[..., None].expand(*part.shape, geometry.rank)
+            bias.append(part.flatten(2))  # [B, T, S]
+        centres = _centres(geometry, held)
+        chunk.plans[name] = Plan(torch.cat(bias, -1), centres, near_at)
     return chunk.plans[name]
+
+
+@lru_cache(maxsize=16)
+def state_angles(geometry: Geometry, leaf_cells: Tuple[int, ...], levels: int,
+                 cells: int, head_dim: int, base: float) -> torch.Tensor:
+    """Cosines and sines that turn the far and top keys of a state.
+
+    They are the same for all tokens of a leaf cell.
+
+    Args:
+        geometry (Geometry): The cells.
+        leaf_cells (tuple[int]): In which each text goes on.
+        levels, cells (int): Of far and top.
+        head_dim (int): Channels of a head.
+        base (float): Of the rotary frequencies.
+
+    Returns:
+        Tensor: float32 ``[B, S, 2, head_dim / 2]`` on the CPU.
+    """
+    begin = torch.tensor(leaf_cells) * geometry.cell_size
+    centres = _centres(geometry, _held(geometry, begin, levels, cells))
+    return torch.stack(rotary_table(centres, head_dim, base), -2).float()
 
 
 def _near(geometry: Geometry, chunk: Chunk,
@@ -84,57 +120,37 @@ def _near(geometry: Geometry, chunk: Chunk,
     return after, torch.where(visible, bias, -torch.inf)
 
 
-def _far(geometry: Geometry, chunk: Chunk, levels: int,
-         dtype: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Bias ``[B, T, S]`` and centres ``[B, S]`` of the far slots."""
-    device = chunk.at.device
-    width = torch.tensor([geometry.width(n + 1) for n in range(levels)],
-                         dtype=torch.int64).to(device)
-    cell = held_cells(chunk.begin[:, None] // width)  # [B, levels, 3]
-    here = (chunk.at[:, :, None] // width)[..., None]  # [B, T, levels, 1]
-    there = cell[:, None]
-    visible = (there >= 0) & (here - there > 1) & (here // 2 - there // 2 <= 1)
-    return _summaries(geometry, visible, cell, width[:, None], dtype)
-
-
-def _top(geometry: Geometry, chunk: Chunk, cells: int,
-         dtype: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Bias ``[B, T, S]`` and centres ``[B, S]`` of the top level."""
-    if not cells:
-        batch, length = chunk.at.shape
-        bias = torch.zeros((batch, length, 0), device=chunk.at.device)
-        return bias.to(dtype), bias[:, 0]
-    width = torch.tensor(
-        geometry.width(geometry.limit), device=chunk.at.device)
-    cell = torch.arange(cells, device=chunk.at.device)
-    cell = cell.expand(len(chunk.begin), -1)
-    done = (cell < chunk.begin[:, None] // width)[:, None]
-    here = (chunk.at // width)[..., None]
-    visible = done & (here - cell[:, None] > 1)
-    return _summaries(geometry, visible, cell, width, dtype)
-
-
-def _summaries(geometry: Geometry, visible: torch.Tensor, cell: torch.Tensor,
-               width: torch.Tensor,
-               dtype: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Bias and centres of sub-cells, from those of cells.
+def _held(geometry: Geometry, begin: torch.Tensor, levels: int,
+          cells: int) -> List[Tuple[torch.Tensor, torch.Tensor]]:
+    """Cells in the far and top slots of texts, and their widths.
 
     Args:
-        visible (Tensor): bool ``[B, T, ...]``.
-        cell (Tensor): int64 ``[B, ...]``.
-        width (Tensor): int64, broadcasts to ``cell``.
-        dtype (torch.dtype): Of the bias.
+        geometry (Geometry): The cells.
+        begin (Tensor): int64 ``[B]``, tokens read.
+        levels, cells (int): Of far and top.
 
     Returns:
-        tuple[Tensor, Tensor]: ``[B, T, S]`` and ``[B, S]``.
+        list: Of far, cells ``[B, levels, 3]`` and widths ``[levels, 1]``, and
+        of top ``[B, 1, cells]`` and ``[1, 1]``; negative where a far slot is
+        still empty.
     """
-    rank = geometry.rank
-    side = width // rank
-    weight = side.to(dtype).log() if geometry.mass else side * 0.
-    bias = torch.where(visible, weight.to(dtype), -torch.inf)
-    bias = bias[..., None].expand(*bias.shape, rank).flatten(2)
-    part = torch.arange(rank, device=cell.device)
-    start = (cell * width)[..., None] + part * side[..., None]
-    half = (side[..., None] - 1).to(angle_dtype(cell.device)) / 2
-    centre = start + half
-    return bias, centre.flatten(1)
+    device = begin.device
+    width = torch.tensor([geometry.width(n + 1) for n in range(levels)],
+                         dtype=torch.int64).to(device)
+    far = held_cells(begin[:, None] // width), width[:, None]
+    top = torch.arange(cells, device=device).expand(len(begin), 1, -1)
+    width = torch.tensor([[geometry.width(geometry.limit or 1)]])
+    return [far, (top, width.to(device))]
+
+
+def _centres(geometry: Geometry,
+             held: List[Tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Centres ``[B, S]`` of the sub-cells of :func:`_held`, in tokens."""
+    found = []
+    for cell, width in held:
+        side = (width // geometry.rank)[..., None]
+        part = torch.arange(geometry.rank, device=cell.device)
+        start = (cell * width)[..., None] + part * side
+        half = (side - 1).to(angle_dtype(cell.device)) / 2
+        found.append((start + half).flatten(1))
+    return torch.cat(found, -1)

@@ -1,19 +1,23 @@
 """Fast Multipole Attention token by token, or chunk by chunk.
 
-On each level, only the first two cells of an aligned chunk see a cell before
-the chunk, and the state holds these. So a chunk attends to itself by the op,
-to the state by a small dense product, and both are merged.
+Where the native kernels run, one call attends from the new tokens to the
+state and to themselves. Elsewhere a chunk attends to itself by the op, to the
+state by a small dense product, and both are merged: on each level, only the
+first two cells of an aligned chunk see a cell before the chunk, and the state
+holds these.
 """
 
-from typing import List, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 
 from fma_kernels import Hierarchy, auto_num_levels, fma1d, merge, pooling
+from fma_kernels.backends import native
+from fma_kernels.backends.native import stream
 
-from ...layers import FMAttention1D, rotate
+from ...layers import FMAttention1D, rotary_table, rotate
 from .chunk import Chunk, grown
-from .multipole_plan import Geometry, Plan, plan_of
+from .multipole_plan import Geometry, Plan, plan_of, state_angles
 from .multipole_state import SLOTS, MultipoleState, held_cells, take_new
 from .multipole_sums import add_tokens
 
@@ -40,6 +44,26 @@ def attend(query: torch.Tensor, pair: torch.Tensor,
     total = weights.sum(-1, keepdim=True)
     out = (weights / total.clamp(min=1e-30)).to(value.dtype) @ value
     return out.transpose(1, 2), (total.log() + peak)[..., 0].transpose(1, 2)
+
+
+class Own(NamedTuple):
+    """Summaries of a chunk alone, which begins with a leaf cell.
+
+    Attributes:
+        tree (Hierarchy): Cells of the chunk.
+        packed (Tensor): ``[2, B, M, heads, head_dim]``, keys not rotated.
+        whole (int): The highest level on which it may end a cell.
+        needed (int): Levels that its own queries see.
+    """
+    tree: Hierarchy
+    packed: torch.Tensor
+    whole: int
+    needed: int
+
+    def levels(self) -> List[torch.Tensor]:
+        """Per level that may end a cell, ``[2, B, cells, rank, heads, D]``."""
+        levels = pooling.unpack(self.packed.flatten(0, 1), self.tree)
+        return [x.unflatten(0, (2, -1)) for x in levels[:self.whole]]
 
 
 class MultipoleStream:
@@ -109,30 +133,92 @@ class MultipoleStream:
             after.
         """
         attn = self.attn
-        qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim))
-        qkv = qkv.to(state.near.dtype)
+        # Two axes: for a single token, that is a faster product.
+        qkv = attn.qkv(x.flatten(0, 1)).to(state.near.dtype)
+        qkv = qkv.view(*x.shape[:2], 3, attn.num_heads, attn.head_dim)
+        pair = qkv[:, :, 1:].movedim(2, 0)  # keys, not rotated, and values
+        own = None
+        if not chunk.within(attn.cell_size):
+            own = self._summarise(pair, chunk)
+        if attn.backend in ('auto', 'native') and native.usable(qkv):
+            out, near, sums = self._attend_natively(qkv, state, chunk, own)
+        else:
+            out, near, sums = self._attend(qkv, state, chunk, own)
+        if sums is None:
+            sums = self._add(pair, state.sums, chunk)
+        state = self._read(own, state._replace(near=near, sums=sums), chunk)
+        out = attn.proj(out.reshape(-1, attn.dim).to(x.dtype))
+        return out.view_as(x), state
+
+    def _attend_natively(
+        self, qkv: torch.Tensor, state: MultipoleState, chunk: Chunk,
+        own: Optional[Own]
+    ) -> Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]:
+        """As :meth:`_attend`; sums where C can add them."""
+        attn, geometry, angles, packed = self.attn, self.geometry, None, None
+        if attn.positions:
+            name = 'angles', attn.head_dim, attn.rotary_base
+            if name not in chunk.plans:
+                chunk.plans[name] = torch.stack(
+                    rotary_table(chunk.at, *name[1:]), -2).float()
+            cells = tuple(n // attn.cell_size for n in chunk.starts)
+            angles = chunk.plans[name], state_angles(geometry, cells,
+                                                     state.far.shape[2],
+                                                     state.top.shape[2],
+                                                     *name[1:])
+        if own is not None:
+            keys, values = own.packed
+            packed = stream.Own(
+                self._turn_own(keys, own, chunk), values.contiguous(),
+                own.tree.level_starts)
+        taps = self._native_taps() if own is None else None
+        out, near, sums = stream.attend(qkv, chunk.begin, chunk.count, state,
+                                        geometry, angles, packed, taps)
+        return out, near, None if taps is None else sums
+
+    def _native_taps(self) -> Optional[stream.Taps]:
+        """Weights of the sums, by form and level; None for matrices."""
+        if not self.forms[0].learned:
+            return (), ()
+        weights = [
+            form.delta if self.direct else [form.delta_cell]
+            for form in self.forms
+        ]
+        if weights[0][0].dim() == 4:
+            return None
+        return [[x.detach().float().contiguous() for x in by_level]
+                for by_level in weights]
+
+    def _attend(self, qkv: torch.Tensor, state: MultipoleState, chunk: Chunk,
+                own: Optional[Own]) -> Tuple[torch.Tensor, torch.Tensor, None]:
+        """Attention by PyTorch and the op.
+
+        Args:
+            qkv (Tensor): ``[B, T, 3, heads, head_dim]``, not rotated.
+            state (MultipoleState): Before.
+            chunk (Chunk): Where the tokens lie.
+            own (Own, optional): None for tokens inside one leaf cell.
+
+        Returns:
+            tuple: ``[B, T, heads, head_dim]``, ``near`` of the state after,
+            and None: no sums.
+        """
         value = qkv[:, :, 2]  # [B, T, heads, head_dim]
-        pair = torch.stack([qkv[:, :, 1], value])
         # Both in one go, as if the layer had twice the heads.
         both = self._turn(qkv[:, :, :2].flatten(2, 3), chunk.at)
-        query, turned = both.chunk(2, dim=2)
-        tokens = torch.stack([turned, value])
+        query, key = both.chunk(2, dim=2)
         plan = plan_of(self.geometry, chunk, state)
-        near = take_new(tokens, plan.near_at - chunk.begin[:, None],
-                        state.near, plan.near_at >= chunk.begin[:, None])
-        if chunk.within(attn.cell_size):
-            levels: Optional[List[torch.Tensor]] = None
+        near = take_new(
+            torch.stack([key, value]), plan.near_at - chunk.begin[:, None],
+            state.near, plan.near_at >= chunk.begin[:, None])
+        if own is None:
             seen = self._seen(state._replace(near=near), plan)
-            out, _ = attend(query, seen, plan.bias)
-        else:
-            out, lse, levels = self._attend_chunk(query, turned, pair, chunk)
-            if chunk.start:
-                seen = self._seen(state, plan)
-                before = attend(query, seen, plan.bias)
-                out, _ = merge([out, before[0]],
-                               [lse.to(before[1]), before[1]])
-        state = self._read(pair, levels, state._replace(near=near), chunk)
-        return attn.proj(out.to(x.dtype).flatten(2)), state
+            return attend(query, seen, plan.bias)[0], near, None
+        out, lse = self._attend_chunk(query, key, value, own, chunk)
+        if chunk.start:
+            before = attend(query, self._seen(state, plan), plan.bias)
+            out, _ = merge([out, before[0]], [lse.to(before[1]), before[1]])
+        return out, near, None
 
     def _turn(self, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """Rotate ``[B, S, heads, head_dim]`` to positions ``[B, S]``."""
@@ -150,22 +236,8 @@ class MultipoleStream:
         cells = torch.stack([self._turn(cells[0], plan.centres), cells[1]])
         return torch.cat([state.near, cells], dim=2)
 
-    def _attend_chunk(
-            self, query: torch.Tensor, key: torch.Tensor, pair: torch.Tensor,
-            chunk: Chunk
-    ) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
-        """Attention of a chunk to itself, and its summaries.
-
-        Args:
-            query, key (Tensor): Rotated, ``[B, T, heads, head_dim]``.
-            pair (Tensor): Keys, not rotated, and values.
-            chunk (Chunk): Begins with a leaf cell.
-
-        Returns:
-            tuple: Output and lse of the op, and per level summaries ``[2, B,
-            cells, rank, heads, head_dim]``, keys not rotated, up to the
-            highest level on which the chunk may end a cell of its own.
-        """
+    def _summarise(self, pair: torch.Tensor, chunk: Chunk) -> Own:
+        """Summaries of keys, not rotated, and values ``[2, B, T, ...]``."""
         attn, length = self.attn, chunk.length
         whole = (length // attn.cell_size).bit_length()
         needed = auto_num_levels((length, ), attn.cell_size)
@@ -175,58 +247,91 @@ class MultipoleStream:
         tree = Hierarchy((length, ), attn.cell_size, max(whole, needed),
                          attn.rank, True)
         packed = torch.stack(
-            [form(x, tree) for form, x in zip(self.forms, pair.unbind())])
+            [form(x, tree) for form, x in zip(self.forms, pair)])
+        return Own(tree, packed, whole, needed)
+
+    def _turn_own(self, keys: torch.Tensor, own: Own,
+                  chunk: Chunk) -> torch.Tensor:
+        """Packed keys of a chunk, rotated to their centres."""
+        attn = self.attn
+        if not attn.positions:
+            return keys
+        at, = attn.summary_positions(own.tree, keys.device, (chunk.start, ))
+        return rotate(keys, at[:keys.shape[1]], attn.rotary_base)
+
+    def _attend_chunk(self, query: torch.Tensor, key: torch.Tensor,
+                      value: torch.Tensor, own: Own,
+                      chunk: Chunk) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Attention of a chunk to itself, by the op.
+
+        Args:
+            query, key (Tensor): Rotated, ``[B, T, heads, head_dim]``.
+            value (Tensor): Likewise.
+            own (Own): Its summaries.
+            chunk (Chunk): Begins with a leaf cell.
+
+        Returns:
+            tuple[Tensor, Tensor]: Output and lse.
+        """
+        attn = self.attn
         # The op takes no level that the chunk has no need of.
-        keys, values = packed[:, :, :sum(tree.level_sizes[:needed])]
-        if attn.positions:
-            at, = attn.summary_positions(tree, keys.device, (chunk.start, ))
-            keys = rotate(keys, at[:keys.shape[1]], attn.rotary_base)
-        out, lse = fma1d(
+        count = sum(own.tree.level_sizes[:own.needed])
+        keys, values = own.packed[:, :, :count]
+        return fma1d(
             query,
             key,
-            pair[1],
+            value,
             cell_size=attn.cell_size,
-            num_levels=needed,
+            num_levels=own.needed,
             rank=attn.rank,
-            key_summaries=keys,
+            key_summaries=self._turn_own(keys, own, chunk),
             value_summaries=values,
             causal=True,
             mass=attn.mass,
             backend=attn.backend,
             return_lse=True)
-        # [2 * B, M_total, heads, head_dim], by levels
-        levels = pooling.unpack(packed.flatten(0, 1), tree)
-        return out, lse, [x.unflatten(0, (2, -1)) for x in levels[:whole]]
 
     # ------------------------------------------------------------- reading
-    def _read(self, pair: torch.Tensor, levels: Optional[List[torch.Tensor]],
-              state: MultipoleState, chunk: Chunk) -> MultipoleState:
-        """Bring sums, far and top up to date.
+    def _add(self, pair: torch.Tensor, sums: torch.Tensor,
+             chunk: Chunk) -> torch.Tensor:
+        """The sums with keys, not rotated, and values ``[2, B, T, ...]``."""
+        return torch.stack([
+            add_tokens(pair, sums[:, :, level - 1], self.geometry.width(level),
+                       self._taps(level), chunk)
+            for level in range(1, sums.shape[2] + 1)
+        ],
+                           dim=2)
+
+    def _read(self, own: Optional[Own], state: MultipoleState,
+              chunk: Chunk) -> MultipoleState:
+        """End the cells that are complete, and keep them.
 
         Args:
-            pair (Tensor): Keys, not rotated, and values, ``[2, B, T, heads,
-                head_dim]``.
-            levels (list[Tensor], optional): From :meth:`_attend_chunk`; None
-                for tokens inside one leaf cell.
-            state (MultipoleState): Before.
+            own (Own, optional): None for tokens inside one leaf cell.
+            state (MultipoleState): Before, but for near and sums, which hold
+                the new tokens.
             chunk (Chunk): Where the tokens lie.
         """
+        if not chunk.crosses(self.attn.cell_size):
+            return state
         ended, sums = [], []
-        for level in range(1, state.sums.shape[2] + 1):
-            cell, total = add_tokens(pair, state.sums[:, :, level - 1],
-                                     self.geometry.width(level),
-                                     self._taps(level), chunk)
-            ended.append(cell)
+        for level, total in enumerate(state.sums.unbind(2), 1):
+            width = self.geometry.width(level)
+            ended.append(total / (width // self.attn.rank))
+            if chunk.within(width):
+                ends = chunk.end // width > chunk.begin // width
+                total = total.masked_fill(ends[:, None, None, None], 0)
             sums.append(total)
         state = state._replace(sums=torch.stack(sums, dim=2))
+        levels = [] if own is None else own.levels()
         level, new = 1, None
         while chunk.crosses(self.geometry.width(level)):
-            if levels is not None and level <= len(levels):
+            if level <= len(levels):
                 # Cells that the chunk alone fills; a ragged one is unfinished.
                 new = levels[level - 1][:, :, :chunk.length //
                                         self.geometry.width(level)]
             elif level <= len(ended):
-                new = ended[level - 1][:, :, None].to(pair.dtype)
+                new = ended[level - 1][:, :, None].to(state.near.dtype)
             else:
                 new = self._join(new, state, level, chunk)
             state = self._keep(new, state, level, chunk)

@@ -1,6 +1,6 @@
 """The running sums of unfinished cells."""
 
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 import torch
 
@@ -9,7 +9,7 @@ from .chunk import Chunk
 
 def add_tokens(pair: torch.Tensor, total: torch.Tensor, width: int,
                taps: Optional[Sequence[torch.Tensor]],
-               chunk: Chunk) -> Tuple[torch.Tensor, torch.Tensor]:
+               chunk: Chunk) -> torch.Tensor:
     """Add tokens to the unfinished cell of a level.
 
     Args:
@@ -22,13 +22,12 @@ def add_tokens(pair: torch.Tensor, total: torch.Tensor, width: int,
         chunk (Chunk): Where the tokens lie.
 
     Returns:
-        tuple[Tensor, Tensor]: The cell that a row ends, if the tokens lie in
-        one cell, and the sums after.
+        Tensor: The sums after; of the cell that the tokens lie in, also where
+        they end it, else of the unfinished cell that they leave.
     """
     rank = total.shape[2]
     side = width // rank
     at, real = chunk.at, chunk.real
-    ends = chunk.end // width > chunk.begin // width
     inside = chunk.within(width)
     if not inside:
         # Only the tokens after the last whole cell are left over; the sums
@@ -51,9 +50,7 @@ def add_tokens(pair: torch.Tensor, total: torch.Tensor, width: int,
             _weigh(delta.to(total.dtype), x, part, inside, chunk)
             for delta, x in zip(taps, pair)
         ])
-    if not inside:
-        return total / side, total
-    return total / side, total.masked_fill(ends[:, None, None, None], 0)
+    return total
 
 
 def _weigh(delta: torch.Tensor, x: torch.Tensor, part: torch.Tensor,

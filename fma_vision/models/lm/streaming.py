@@ -102,11 +102,16 @@ class LMState:
     def state_dict(self) -> Dict[str, Any]:
         """Plain types and tensors, for ``torch.save``."""
         names = {cls: name for name, cls in _KINDS.items()}
+        # Contiguous: of a view, all of the memory would be saved.
         return dict(
             lengths=list(self.lengths),
             layers=[
-                dict(kind=names[type(layer)], **layer._asdict())
-                for layer in self.layers
+                dict(
+                    {
+                        name: x.contiguous()
+                        for name, x in layer._asdict().items()
+                    },
+                    kind=names[type(layer)]) for layer in self.layers
             ])
 
     @staticmethod
@@ -178,7 +183,7 @@ def _check_state(streams: List[Any], state: LMState, batch: int) -> None:
             f'texts, the model {len(streams)} layers and the tokens '
             f'{batch} texts')
     for index, (stream, layer) in enumerate(zip(streams, state.layers)):
-        fresh = stream.init(1, torch.device('meta'), torch.float32)
+        fresh = stream.init(0, torch.device('cpu'), torch.float32)  # empty
         if type(fresh) is not type(layer):
             raise ValueError(f'layer {index} of the state is a '
                              f'{type(layer).__name__}, the model\'s a '
@@ -225,14 +230,16 @@ def _advance(model: nn.Module, streams: List[Any], tokens: torch.Tensor,
     tokens = model.check_tokens(tokens, max(chunk.ends))
     limit = model.max_length
     at = chunk.at if limit is None else chunk.at.clamp(max=limit - 1)
-    x = model.embed_tokens(tokens, at)
+    shape = tokens.shape
+    # [B * T, C]: for a single token, products of two axes are faster.
+    x = model.embed_tokens(tokens, at).flatten(0, 1)
     layers = []
     for block, stream, layer in zip(model.blocks, streams, state.layers):
-        out, layer = stream(block.norm1(x), layer, chunk)
-        x = x + out
+        out, layer = stream(block.norm1(x).view(*shape, -1), layer, chunk)
+        x = x + out.reshape(x.shape)
         x = x + block.mlp(block.norm2(x))
         layers.append(layer)
-    return x, LMState(chunk.ends, tuple(layers))
+    return x.view(*shape, -1), LMState(chunk.ends, tuple(layers))
 
 
 @torch.no_grad()

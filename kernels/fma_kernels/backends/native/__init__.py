@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ...geometry import Hierarchy
 from ...options import Inputs, Options
-from .call import (Call, Pooling, Rows, batch_stride, checked, fill_geometry,
-                   log_mass, new_call, run, set_dropout, shares, unit_rows)
+from .call import (Call, Pooling, Rows, Weighing, batch_stride, checked,
+                   fill_geometry, log_mass, new_call, pair, run, set_dropout,
+                   shares, unit_rows, usable)
 
 __all__ = [
-    'forward', 'backward', 'pool', 'pool_backward', 'far_forward',
-    'far_backward', 'near_forward', 'near_backward'
+    'forward', 'backward', 'pool', 'pool_backward', 'weigh', 'far_forward',
+    'far_backward', 'near_forward', 'near_backward', 'usable'
 ]
 
 OutLse = Tuple[Tensor, Tensor]
@@ -208,6 +209,32 @@ def pool_backward(grad: Tensor,
     if total is None:
         return result.to(grad.dtype)
     return total if direct else total.add_(result)
+
+
+def weigh(x: Tensor, taps: Tensor, hierarchy: Hierarchy, level: int) -> Tensor:
+    """Weighted sums over the cells of a level.
+
+    Args:
+        x: float32 ``[B, *grid, heads, head_dim]``, 0 where masked.
+        taps: float32 ``[parts, width ** d, head_dim]``.
+        hierarchy: the cells.
+        level: from 1.
+
+    Returns:
+        float32 ``[B, *grid_l, parts, heads, head_dim]``.
+    """
+    cells, width = hierarchy.grids[level - 1], hierarchy.widths[level - 1]
+    batch, *grid, heads, dim = x.shape
+    taps = _float32(
+        checked('taps', taps, (len(taps), width**hierarchy.ndim, dim)))
+    x = unit_rows(checked('x', x, x.shape, torch.float32))
+    out = torch.empty(batch, *cells, len(taps), heads, dim)
+    run(
+        'fma_weigh',
+        Weighing(batch, heads, dim, torch.get_num_threads(), len(taps),
+                 pair(grid), pair(cells), pair((width, ) * hierarchy.ndim),
+                 Rows.of(x), taps.data_ptr(), out.data_ptr()))
+    return out
 
 
 # ---------------------------------------------------------- pooled queries

@@ -23,18 +23,6 @@
 #define GAP 0
 #endif
 
-static const struct fma_kernels *kernels_of(const struct fma_call *call,
-                                            int64_t queries) {
-#if defined(__x86_64__)
-  if (call->isa == FMA_AVX512 && queries > 8)
-    return &fma_avx512;
-  if (call->isa >= FMA_AVX2 && queries > 4)
-    return &fma_avx2;
-#endif
-  (void)call, (void)queries;
-  return &fma_portable;
-}
-
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -148,7 +136,7 @@ static int open_thread(struct thread *t, const struct fma_call *call,
                        int back) {
   int64_t queries = fma_tile_size(call);
   t->call = call;
-  t->kernels = kernels_of(call, queries);
+  t->kernels = fma_kernels_for((int)call->isa, queries);
   int64_t lanes = t->kernels->lanes;
   /* Causal: of a tile's own tokens, few queries leave many out. */
   t->most = (call->causal ? 2 : 4) * lanes;

@@ -88,10 +88,10 @@ def identity(command: List[str]) -> str:
     return '\n'.join([*command, _run([*command, '--version']).stdout])
 
 
-def key(*more: str) -> str:
-    """Hash of all that decides about the library, and of ``more``."""
+def key() -> str:
+    """Hash of all that decides about the library but the compiler."""
     digest = hashlib.sha256()
-    parts = [sys.platform, platform.machine(), *flags(), *more]
+    parts = [sys.platform, platform.machine(), *flags()]
     digest.update('\0'.join(parts).encode())
     for path in sources() + sorted(FOLDER.glob('*.h')):
         text = path.read_bytes()

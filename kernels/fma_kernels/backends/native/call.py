@@ -1,6 +1,5 @@
 """The arguments of the C entry points: twins of the structs in ``fma.h``."""
 import ctypes
-import os
 from functools import lru_cache
 from typing import Optional, Sequence, Tuple
 
@@ -9,12 +8,11 @@ from torch import Tensor
 
 from ...geometry import Hierarchy
 from ...pooling import packed_mass
-from .library import library
+from .library import chosen_isa, library, unavailable
 
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 _MAX_LEVELS = 32
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ISAS = ('portable', 'avx2', 'avx512')
 # Tokens of a tile where every token is near, by the number of axes.
 _TILE = {1: (64, 1), 2: (8, 8)}
 
@@ -30,6 +28,12 @@ class Rows(ctypes.Structure):
         batch, *grid, head, _ = x.stride()
         return cls(x.data_ptr(),
                    (batch, *grid, *(0, ) * (2 - len(grid)), head))
+
+
+def usable(x: Tensor) -> bool:
+    """Whether entry points that read float32 alone take this tensor."""
+    return (x.device.type == 'cpu' and x.dtype == torch.float32
+            and unavailable() is None)
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -117,7 +121,19 @@ class Pooling(ctypes.Structure):
     ]
 
 
-def _pair(sides: Sequence[int]) -> Tuple[int, int]:
+class Weighing(ctypes.Structure):
+    """``struct fma_weighing``."""
+    _fields_ = [
+        *((name, _int64)
+          for name in ('batch', 'heads', 'dim', 'threads', 'parts')),
+        *((name, _int64 * 2) for name in ('grid', 'cells', 'width')),
+        ('tokens', Rows),
+        ('taps', _pointer),
+        ('out', _pointer),
+    ]
+
+
+def pair(sides: Sequence[int]) -> Tuple[int, int]:
     """A sequence is an image of one column."""
     return tuple(sides) if len(sides) == 2 else (sides[0], 1)
 
@@ -125,7 +141,7 @@ def _pair(sides: Sequence[int]) -> Tuple[int, int]:
 @lru_cache(maxsize=256)
 def _levels(hierarchy: Hierarchy) -> Tuple[ctypes.Array, ctypes.Array]:
     """``level_grid`` and ``level_start``."""
-    grids = [(_int64 * 2)(*_pair(grid)) for grid in hierarchy.grids]
+    grids = [(_int64 * 2)(*pair(grid)) for grid in hierarchy.grids]
     return ((_int64 * 2 * _MAX_LEVELS)(*grids),
             (_int64 * _MAX_LEVELS)(*hierarchy.level_starts))
 
@@ -142,8 +158,8 @@ def fill_geometry(call: ctypes.Structure, query: Tensor,
                                         query.shape[-1])
     call.dtype = _DTYPES[query.dtype]
     call.threads = torch.get_num_threads()
-    call.grid = _pair(hierarchy.shape)
-    call.cell, call.rank = (_pair(x) for x in sides)
+    call.grid = pair(hierarchy.shape)
+    call.cell, call.rank = (pair(x) for x in sides)
     call.levels = hierarchy.num_levels
     call.total = hierarchy.num_summaries
     call.level_grid, call.level_start = _levels(hierarchy)
@@ -190,27 +206,6 @@ def shares(hierarchy: Hierarchy, key_mask: Optional[Tensor]) -> Tensor:
 def batch_stride(x: Tensor) -> int:
     """Of ``[B or 1, M]``: 0 where it is shared."""
     return 0 if x.shape[0] == 1 else x.stride(0)
-
-
-@lru_cache(maxsize=1)
-def _best_isa() -> int:
-    return library().fma_best_isa()
-
-
-def chosen_isa() -> int:
-    """The instruction set: the best one, or what FMA_KERNELS_ISA names.
-
-    Raises:
-        ValueError: if there is no such one, or this processor lacks it.
-    """
-    best, name = _best_isa(), os.environ.get('FMA_KERNELS_ISA')
-    if not name:
-        return best
-    here = _ISAS[:best + 1]
-    if name not in here:
-        raise ValueError('FMA_KERNELS_ISA must be one of '
-                         f'{list(here)} on this processor, got {name!r}')
-    return here.index(name)
 
 
 def new_call(query: Tensor, hierarchy: Hierarchy, scale: float) -> Call:

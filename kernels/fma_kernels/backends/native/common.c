@@ -17,6 +17,17 @@ int fma_best_isa(void) {
   return FMA_PORTABLE;
 }
 
+const struct fma_kernels *fma_kernels_for(int isa, int64_t queries) {
+#if defined(__x86_64__)
+  if (isa == FMA_AVX512 && queries > 8)
+    return &fma_avx512;
+  if (isa >= FMA_AVX2 && queries > 4)
+    return &fma_avx2;
+#endif
+  (void)isa, (void)queries;
+  return &fma_portable;
+}
+
 /* Not PyTorch's, which waits for its threads in a forked child. */
 void fma_log2(int64_t count, const int64_t *mass, float *to) {
   for (int64_t i = 0; i < count; i++)

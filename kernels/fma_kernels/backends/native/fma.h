@@ -180,6 +180,8 @@ extern const struct fma_kernels fma_avx2, fma_avx512;
 
 void fma_to_float(int dtype, const void *from, int64_t count, float *to);
 uint32_t fma_mix(uint32_t x);
+/* The widest vectors that so many queries fill. */
+const struct fma_kernels *fma_kernels_for(int isa, int64_t queries);
 /* to[c][i] = rows[i][c] * scale, for `count` rows; `to` is [dim][width]. */
 void fma_to_columns(const float *const *rows, int64_t count, int64_t dim,
                     float scale, int64_t width, float *to);
@@ -224,5 +226,50 @@ struct fma_pooling {
 };
 FMA_EXPORT int fma_pool(const struct fma_pooling *call);
 FMA_EXPORT int fma_pool_backward(const struct fma_pooling *call);
+
+/* Sums over the cells of one level, channel by channel. */
+struct fma_weighing {
+  int64_t batch, heads, dim, threads, parts;
+  int64_t grid[2], cells[2], width[2];
+  struct fma_rows tokens; /* float32 */
+  const float *taps;      /* [parts, width0 * width1, dim] */
+  float *out;             /* [B, cells0, cells1, parts, heads, dim] */
+};
+FMA_EXPORT int fma_weigh(const struct fma_weighing *call);
+
+/* Causal attention of the next tokens of texts; see stream.c. Rows hold all
+ * heads, [heads, dim] float32, and everything is contiguous. Angles are
+ * cosines and sines, [2, dim / 2], or null where nothing is turned. */
+struct fma_stream {
+  int64_t batch, length, heads, dim; /* length: new tokens T of a text */
+  int64_t threads, isa;
+  int64_t cell, rank, mass;
+  int64_t limit;       /* the level that lists all its cells, or 0 */
+  int64_t levels;      /* of far */
+  int64_t cells;       /* of top */
+  int64_t sums_levels; /* of sums */
+  float scale;
+  const int64_t *start, *count; /* [B]: tokens read before, and now */
+  const float *qkv;             /* [B, T, 3, ...], not turned */
+  const float *angles;          /* [B, T, ...] */
+  /* The state. Axis 0 is keys, values; near keys are turned, others not. */
+  const float *near;         /* [2, B, 2 m, ...] */
+  const float *far;          /* [2, B, levels, 3, rank, ...] */
+  const float *top;          /* [2, B, cells, rank, ...] */
+  const float *sums;         /* [2, B, sums_levels, rank, ...] */
+  const float *state_angles; /* [B, (3 levels + cells) rank, ...] */
+  /* What is added to the weights of a mean, [rank, width, dim], or null */
+  const float *taps[2][FMA_MAX_LEVELS];
+  /* Summaries of the new tokens alone, keys turned, as in geometry.py; used
+   * where they begin with a cell. */
+  const float *own_keys, *own_values; /* [B, own_total, ...] */
+  int64_t own_total, own_start[FMA_MAX_LEVELS];
+  float *keys;       /* scratch [B, T, ...] */
+  float *state_keys; /* scratch [B, (3 levels + cells) rank, ...] */
+  float *new_near, *new_sums; /* as before; null: no sums are asked for, which
+                                 needs tokens of one leaf cell */
+  float *out;                 /* [B, T, ...] */
+};
+FMA_EXPORT int fma_stream(const struct fma_stream *stream);
 
 #endif

@@ -238,3 +238,56 @@ int fma_pool_backward(const struct fma_pooling *call) {
       token_row);
   return FMA_OK;
 }
+
+/* --------------------------------------------------------- weighted sums */
+static void add_weighted(int64_t dim, const float *restrict taps,
+                         const float *restrict token, float *restrict to) {
+  for (int64_t c = 0; c < dim; c++)
+    to[c] += taps[c] * token[c];
+}
+
+/* A row of cells: out[part] = sum over tokens of taps[part][token] * token. */
+static void weigh_row(const struct fma_weighing *call, int64_t image,
+                      int64_t y) {
+  const int64_t *grid = call->grid, *width = call->width;
+  const int64_t *stride = call->tokens.stride;
+  int64_t heads = call->heads, dim = call->dim;
+  int64_t below = min((y + 1) * width[0], grid[0]);
+  for (int64_t x = 0; x < call->cells[1]; x++) {
+    int64_t right = min((x + 1) * width[1], grid[1]);
+    int64_t cell = (image * call->cells[0] + y) * call->cells[1] + x;
+    float *out = call->out + cell * call->parts * heads * dim;
+    memset(out, 0, (size_t)(call->parts * heads * dim) * sizeof *out);
+    for (int64_t v = y * width[0]; v < below; v++)
+      for (int64_t u = x * width[1]; u < right; u++) {
+        const float *token = (const float *)call->tokens.data +
+                             image * stride[0] + v * stride[1] + u * stride[2];
+        int64_t place = (v - y * width[0]) * width[1] + u - x * width[1];
+        for (int64_t part = 0; part < call->parts; part++) {
+          const float *taps =
+              call->taps + (part * width[0] * width[1] + place) * dim;
+          float *to = out + part * heads * dim;
+          for (int64_t head = 0; head < heads; head++, to += dim)
+            add_weighted(dim, taps, token + head * stride[3], to);
+        }
+      }
+  }
+}
+
+struct weighing_pass {
+  const struct fma_weighing *call;
+  struct fma_work work;
+};
+
+static void weigh_body(void *context) {
+  struct weighing_pass *pass = context;
+  int64_t rows = pass->call->cells[0], row;
+  while ((row = fma_take(&pass->work)) >= 0)
+    weigh_row(pass->call, row / rows, row % rows);
+}
+
+int fma_weigh(const struct fma_weighing *call) {
+  struct weighing_pass pass = {call, {.count = call->batch * call->cells[0]}};
+  fma_parallel(call->threads, pass.work.count, weigh_body, &pass);
+  return FMA_OK;
+}

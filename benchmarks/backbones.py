@@ -1,0 +1,407 @@
+"""Whole backbones on a CPU: time, memory and precision, beside others.
+
+    python benchmarks/backbones.py                    # all, half an hour
+    python benchmarks/backbones.py --parts inference  # some; the others stay
+    python benchmarks/backbones.py --quick            # a rehearsal
+    python benchmarks/tables.py                       # then: the tables
+
+What is compared runs in turns in one process, by ``measure.compare``. Models
+have random weights and return their last map; ``precision`` also tests trained
+ones, and ``camvid`` trains as ``tools/train.py`` does: with the sets under
+``data/``, from the root of a checkout. Before FMA-T is timed, its outputs and
+gradients must be those of the naive reference on a small image, and those of
+the PyTorch backend at the size itself; the others must be finite.
+
+A training step is forward, backward and AdamW, stochastic depth as configured.
+``memory`` and ``large`` run in processes of their own that give memory back at
+once; bytes are beyond weights, optimizer state and input.
+"""
+import os
+import runpy
+import warnings
+from argparse import Namespace
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+
+import timm
+import torch
+from measure import Call, compare, run_parts, summary
+from torch import Tensor, nn
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity
+
+from fma_kernels.testing import missing_compiler
+from fma_vision.engine import UserError, trained_runner
+from fma_vision.layers import FMAttention2D
+from fma_vision.utils.configs import build_model, load_model_config
+from fma_vision.utils.precision import TOLERANCES, autocast, relative_error
+from fma_vision.utils.timing import peak_memory, peak_resident
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / 'benchmarks/results/backbone_cpu.json'
+FMA, SWIN = 'FMA-T', 'Swin-T'
+# A config, and what is changed in its backbone: maps, and of small images too.
+CONFIGS = {
+    FMA: (f'{ROOT}/configs/imagenet/fma-tiny_16xb64_in1k-224px.py', {}),
+    SWIN: ('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
+           dict(pad_small_map=True)),
+    'ConvNeXt-T': ('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py',
+                   dict(gap_before_final_norm=False)),
+}
+MODELS = (*CONFIGS, 'ViT-S/16')
+# Several levels of cells with ragged borders, yet cheap for the reference.
+SMALL = (1, 3, 136, 120)
+# What is tested at each precision: config, weights, metric.
+TRAINED = (
+    ('camvid/fma-nano-rotary_fpn_1xb4-1k_camvid-240x320.py',
+     'fma-nano-rotary_fpn_camvid-c68317e1.pth', 'mIoU'),
+    ('tiny_imagenet100/fma-nano-rotary-p4_1xb64-4k-mild_tiny-in100-64px.py',
+     'fma-nano-rotary-p4_tiny-in100-8cbeed4d.pth', 'accuracy/top1'),
+)
+
+
+# ------------------------------------------------------------------ models
+@lru_cache(maxsize=None)
+def build(name: str) -> nn.Module:
+    """One of MODELS, in evaluation mode."""
+    if name not in CONFIGS:  # all tokens of its last block
+        return timm.create_model(
+            'vit_small_patch16_224',
+            dynamic_img_size=True,
+            num_classes=0,
+            global_pool='').eval()
+    config, changes = CONFIGS[name]
+    return build_model(load_model_config(config), changes).backbone
+
+
+def last(model: nn.Module, image: Tensor) -> Tensor:
+    out = model(image)
+    return out if isinstance(out, Tensor) else out[-1]
+
+
+def weights_of(out: Tensor) -> Tensor:
+    """A linear loss's: the norm before hides what a plain mean would tell."""
+    same = torch.Generator().manual_seed(0)
+    return torch.randn(out.shape, generator=same)
+
+
+def inference_call(model: nn.Module, image: Tensor) -> Call:
+    model.eval()
+    return partial(last, model, image)
+
+
+def training_call(model: nn.Module, image: Tensor) -> Call:
+    """One step of a user's training, without data, head and loss."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=.05)
+    weights = weights_of(last(model, image))
+
+    @torch.enable_grad()
+    def step() -> None:
+        (last(model, image) * weights).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+CALLS = dict(inference=inference_call, training=training_call)
+
+
+def row(mode: str, image: Tensor, **more: object) -> dict:
+    """What identifies a row of results."""
+    batch, _, *pixels = image.shape
+    return dict(mode=mode, pixels=pixels, batch=batch, **more)
+
+
+def image_of(args: Namespace, side: int, batch: int = 1) -> Tensor:
+    """Square ones; an eighth of the side in a rehearsal."""
+    side = side // 8 if args.quick else side
+    return torch.randn(batch, 3, side, side)
+
+
+# ------------------------------------------------------------------ checks
+@contextmanager
+def backend(model: nn.Module, name: str) -> Iterator[None]:
+    """The attention of a model on another backend."""
+    layers = [x for x in model.modules() if isinstance(x, FMAttention2D)]
+    before = [layer.backend for layer in layers]
+    for layer in layers:
+        layer.backend = name
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before):
+            layer.backend = own
+
+
+def results(model: nn.Module, image: Tensor, mode: str) -> List[Tensor]:
+    """The last map, and in training the gradients of all weights."""
+    model.eval()  # nothing is drawn
+    if mode == 'inference':
+        return [last(model, image)]
+    with torch.enable_grad():
+        out = last(model, image)
+        loss = (out * weights_of(out)).mean()
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+    return [out.detach(), torch.cat([x.flatten() for x in grads])]
+
+
+def agree(what: str, found: List[Tensor], reference: List[Tensor]) -> float:
+    """The largest error, relative to the largest entry."""
+    error = max(map(relative_error, found, reference))
+    if not error <= TOLERANCES['float32']:
+        raise RuntimeError(f'FMA-T is wrong: {error:.1e} from {what}; nothing '
+                           'was timed')
+    return error
+
+
+def check(mode: str, image: Tensor) -> Dict[str, float]:
+    """The errors of FMA-T.
+
+    Raises:
+        RuntimeError: An error is not rounding.
+    """
+    errors, model = {}, build(FMA)
+    for name, x in (('naive', torch.randn(SMALL)), ('torch', image)):
+        found = results(model, x, mode)
+        with backend(model, name):
+            reference = results(model, x, mode)
+        errors[name] = agree(f'the {name} backend', found, reference)
+    return errors
+
+
+def calls_of(names: Sequence[str], mode: str,
+             image: Tensor) -> Dict[str, Call]:
+    """Models to time, if their numbers are numbers."""
+    for name in names:
+        if not results(build(name), image, 'inference')[0].isfinite().all():
+            raise RuntimeError(f'{name} gives numbers that are not finite')
+    return {name: CALLS[mode](build(name), image) for name in names}
+
+
+# ------------------------------------------------------------------- parts
+TWINS = FMA, SWIN
+SIDES = 512, 1024, 2048
+STEPS = (224, 8), (512, 2)  # side and batch
+
+
+def measured(args: Namespace, mode: str, image: Tensor, errors: dict,
+             calls: Dict[str, Call]) -> dict:
+    """A row of calls in turns; ratios are over the first."""
+    entry = row(mode, image, errors=errors), calls
+    return compare([entry], args.repeats, args.least)[0]
+
+
+def beside(args: Namespace, names: Sequence[str], mode: str, side: int,
+           batch: int) -> dict:
+    """FMA-T and others."""
+    image = image_of(args, side, batch)
+    errors = check(mode, image)
+    return measured(args, mode, image, errors, calls_of(names, mode, image))
+
+
+def inference(args: Namespace) -> List[dict]:
+    """One image, of growing size."""
+    return [beside(args, MODELS, 'inference', side, 1) for side in SIDES]
+
+
+def training(args: Namespace) -> List[dict]:
+    """A step, beside the twin in Swin's widths."""
+    return [beside(args, TWINS, 'training', *step) for step in STEPS]
+
+
+def memory(args: Namespace) -> List[dict]:
+    """Peak bytes: PyTorch's tensors, and what the process grew by."""
+    cases = [(MODELS, 'inference', side, 1) for side in SIDES]
+    cases += [(TWINS, 'training', *step) for step in STEPS]
+    rows = []
+    for names, mode, *size in cases:
+        image = image_of(args, *size)
+        found = row(mode, image, tensors={}, process={})
+        for name, run in calls_of(names, mode, image).items():
+            run()
+            found['process'][name] = peak_resident(run)
+            found['tensors'][name] = peak_memory(run)
+        rows.append(found)
+    return rows
+
+
+def large(args: Namespace) -> List[dict]:
+    """An image of 4096 x 4096 pixels as a whole."""
+    image = image_of(args, 4096)
+    errors = check('inference', image)
+    run = inference_call(build(FMA), image)
+    process = {FMA: peak_resident(run)}
+    what = row('inference', image, errors=errors, process=process)
+    return compare([(what, {FMA: run})], 1, 0)
+
+
+def compiled(args: Namespace) -> List[dict]:
+    """FMA-T through ``torch.compile``, in one graph."""
+    if missing_compiler():
+        return [dict(reason=missing_compiler())]
+    rows, model = [], build(FMA)
+    for mode, *size in (('inference', 512, 1), ('training', 224, 2)):
+        image = image_of(args, *size)
+        torch.compiler.reset()
+        fast = torch.compile(model, dynamic=False, fullgraph=True)
+        errors = check(mode, image)
+        errors['compiled'] = agree('its compiled self',
+                                   results(fast, image, mode),
+                                   results(model, image, mode))
+        calls = dict(
+            eager=CALLS[mode](model, image), compiled=CALLS[mode](fast, image))
+        calls['compiled']()  # compiles once more, for training
+        rows.append(measured(args, mode, image, errors, calls))
+    return rows
+
+
+def variants(model: nn.Module) -> Dict[str, Tuple[nn.Module, str]]:
+    """A model and a dtype of autocast for each precision."""
+    with warnings.catch_warnings():  # of what follows this in later releases
+        warnings.simplefilter('ignore')
+        int8 = torch.ao.quantization.quantize_dynamic(
+            model, {nn.Linear}, dtype=torch.qint8)
+    return dict(
+        float32=(model, 'float32'),
+        bfloat16=(model, 'bfloat16'),
+        int8=(int8, 'float32'))
+
+
+def precision(args: Namespace) -> List[dict]:
+    """FMA-T's time, and the scores of trained weights."""
+    image = image_of(args, 512)
+    errors, calls = check('inference', image), {}
+
+    def under(model: nn.Module, dtype: str) -> Tensor:
+        with autocast('cpu', dtype):
+            return last(model, image)
+
+    for name, variant in variants(build(FMA).eval()).items():
+        calls[name] = partial(under, *variant)
+        errors[name] = relative_error(calls[name](), calls['float32']())
+    return [
+        measured(args, 'inference', image, errors, calls),
+        *(score(args, *trained) for trained in TRAINED)
+    ]
+
+
+def score(args: Namespace, config: str, weights: str, metric: str) -> dict:
+    """What trained weights reach, in per cent."""
+    found: Dict[str, float] = {}
+    options = {'test_dataloader.dataset.indices': 2} if args.quick else {}
+    with TemporaryDirectory() as folder:
+        try:
+            runner = trained_runner(f'{ROOT}/configs/{config}',
+                                    f'{ROOT}/demo/weights/{weights}', 'cpu',
+                                    folder, options)
+        except UserError as error:  # the data is not there
+            return dict(weights=weights, reason=str(error))
+        for name, (model, dtype) in variants(runner.model).items():
+            runner.model = model
+            # The loop has an autocast of its own: bfloat16 on a CPU.
+            runner.test_loop.fp16 = dtype == 'bfloat16'
+            found[name] = float(runner.test()[metric])
+        images = len(runner.test_loop.dataloader.dataset)
+    return dict(weights=weights, metric=metric, images=images, score=found)
+
+
+@torch.enable_grad()
+def camvid(args: Namespace) -> List[dict]:
+    """Iterations of training on CamVid, data included, in turns."""
+    tool = runpy.run_path(f'{ROOT}/tools/train.py')
+    turns, iterations, batch = (1, 3, 1) if args.quick else (3, 22, 4)
+    times: Dict[str, List[float]] = {'fma-nano': [], 'swin-nano': []}
+    for turn, name in product(range(turns), times):
+        config = f'configs/camvid/{name}_fpn_1xb4-400_camvid-240x320.py'
+        with TemporaryDirectory() as folder:
+            options = tool['parse_args']([
+                f'{ROOT}/{config}', '--work-dir', folder, '--no-validate',
+                '--device', 'cpu', '--cfg-options',
+                f'train_cfg.max_iters={iterations}',
+                f'train_dataloader.batch_size={batch}'
+            ])
+            try:
+                runner = tool['train'](options)
+            except UserError as error:  # the data is not there
+                return [dict(reason=str(error))]
+        found = runner.message_hub.get_scalar('train/time').data[0]
+        times[name] += map(float, found[2:])  # the first are slow
+    what = row('training', torch.empty(batch, 3, 240, 320))
+    return [summary(what, times)]
+
+
+# Kinds of work, and how the profiler's names of it begin.
+BACK = 'autograd::engine::evaluate_function: '
+KINDS = {
+    'linear layers':
+    ('aten::addmm', 'aten::mm', 'aten::linear', f'{BACK}Addmm', f'{BACK}Mm'),
+    'attention': ('fma_kernels::', 'Forward', 'Backward'),
+    'GELU': ('aten::gelu', ),
+    'norms': ('aten::native_layer_norm', 'aten::layer_norm'),
+    'convolutions':
+    ('aten::convolution', 'aten::_convolution', 'aten::mkldnn_convolution',
+     'aten::thnn_conv', 'aten::_conv_depthwise'),
+    'copies': ('aten::copy_', 'aten::clone', 'aten::contiguous', 'aten::cat',
+               'aten::constant_pad', 'aten::fill_'),
+    'optimizer': ('Optimizer.', ),
+}
+
+
+def kind(event: Optional[FunctionEvent]) -> str:
+    """All inside attention or the optimizer, else what the innermost says."""
+    found = 'other'
+    while event is not None:
+        for name, starts in KINDS.items():
+            if event.name.startswith(starts):
+                if name in ('attention', 'optimizer'):
+                    return name
+                found = name if found == 'other' else found
+        event = event.cpu_parent
+    return found
+
+
+def shares_of(run: Call) -> Dict[str, float]:
+    """Kinds of work over the CPU time of the calling thread."""
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it talks
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as record:
+        run()
+    found = dict.fromkeys((*KINDS, 'other'), 0.)
+    for event in record.events():
+        found[kind(event)] += event.self_cpu_time_total
+    return {name: x / sum(found.values()) for name, x in found.items()}
+
+
+def profile(args: Namespace) -> List[dict]:
+    """Where the time goes, on the C kernels and on PyTorch alone."""
+    rows, model = [], build(FMA)
+    for mode, *size in (('inference', 512, 1), ('training', 224, 8)):
+        image = image_of(args, *size)
+        errors, run = check(mode, image), CALLS[mode](model, image)
+        calls = {
+            name: backend(model, name)(run)
+            for name in ('native', 'torch')
+        }
+        rows.append(measured(args, mode, image, errors, calls))
+        rows[-1]['shares'] = {k: shares_of(x) for k, x in calls.items()}
+    return rows
+
+
+PARTS = {
+    part.__name__: part
+    for part in (inference, training, memory, large, compiled, precision,
+                 camvid, profile)
+}
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    run_parts(__file__, __doc__, PARTS, RESULT, argv, ('memory', 'large'))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,257 @@
+"""Language models on a CPU: reading, writing, precisions, compilation.
+
+    python benchmarks/language_model.py                      # all parts
+    python benchmarks/language_model.py --parts streaming    # one
+    python benchmarks/language_model.py --quick              # a rehearsal
+    python benchmarks/tables.py                              # then: the tables
+
+What is compared runs in turns in one process; the JSON holds medians and
+quartiles. A step is timed as a run of a leaf cell's tokens, as a text is
+written, so that the step that ends a cell is in the mean. Nothing is timed
+before chunks and single steps have given the logits of the parallel form.
+``linear layers`` is what a step's products with the weights take alone, in
+the same turns: a floor that depends on the memory of the machine.
+"""
+import argparse
+import copy
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+from measure import Call, compare, run_parts
+from mmengine.registry import DATASETS
+from torch import Tensor, nn
+from torch.ao.quantization import quantize_dynamic
+
+from fma_vision.engine import (UserError, check_weights, read_checkpoint,
+                               select_state_dict)
+from fma_vision.utils.complexity import count_parameters
+from fma_vision.utils.configs import build_model, load_model_config
+from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / 'benchmarks/results/language_model_cpu.json'
+CONFIG = 'configs/lm/fma-lm-nano_1xb2-3k_books-1k.py'
+WEIGHTS = 'demo/weights/fma-lm-nano_books.pth'
+TWIN = 'configs/lm/full-lm-nano_1xb2-3k_books-1k.py'
+# Tokens of a timed run: those of a leaf cell.
+RUN = 64
+# Several levels of cells of 64, the last cell ragged.
+CHECK_LENGTH = 777
+
+
+# ------------------------------------------------------------------ models
+def shipped() -> nn.Module:
+    """The language model whose weights come with the project."""
+    model = build_model(load_model_config(str(ROOT / CONFIG)))
+    path = str(ROOT / WEIGHTS)
+    state = select_state_dict(read_checkpoint(path), path)
+    check_weights(model, state, path)
+    model.load_state_dict(state)
+    return model.eval().net
+
+
+def drawn(config: str = CONFIG, **attn: Any) -> nn.Module:
+    """A model with random weights, and another attention layer if need be."""
+    cfg = load_model_config(str(ROOT / config))
+    cfg.model.net.setdefault('attn', {}).update(attn)
+    net = build_model(cfg).eval().net
+    # Branches as weak as before training would hide mistakes in them.
+    for parameter in net.blocks.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1]**-.5)
+        elif not parameter.any():
+            nn.init.normal_(parameter, std=.1)
+    return net
+
+
+def random_tokens(net: nn.Module, length: int) -> Tensor:
+    """Tokens ``[1, length]``."""
+    return torch.randint(net.vocab_size, (1, length))
+
+
+def check(net: nn.Module, name: str, length: int = CHECK_LENGTH) -> float:
+    """The largest difference of pieces from the whole, over the largest logit.
+
+    Raises:
+        UserError: It is not rounding.
+    """
+    tokens = random_tokens(net, length)
+    with torch.no_grad():
+        whole = net(tokens)
+    half = length // 2
+    logits, state = net.prefill(
+        tokens[:, :half], chunk_size=half // 2, return_all=True)
+    found = [logits]
+    for token in tokens[:, half:].unbind(1):
+        logits, state = net.step(token, state)
+        found.append(logits[:, None])
+    error = (torch.cat(found, 1) - whole).abs().max() / whole.abs().max()
+    if not error <= 1e-3:
+        raise UserError(f'{name}: step by step differs from the parallel '
+                        f'form by {error:.1e} of the largest logit')
+    return float(error)
+
+
+class Reader:
+    """A text that a model has read, to be continued likeliest token first."""
+
+    def __init__(self, net: nn.Module, context: int) -> None:
+        self.net, self.context = net, context
+        tokens = random_tokens(net, context)
+        start = time.perf_counter()
+        logits, self.state = net.prefill(tokens)
+        self.seconds = time.perf_counter() - start
+        self.token = logits.argmax(-1)
+        self.peak = peak_memory(lambda: net.prefill(tokens))
+
+    def __call__(self) -> None:
+        """One run of steps."""
+        for _ in range(RUN):
+            logits, self.state = self.net.step(self.token, self.state)
+            self.token = logits.argmax(-1)
+
+    def row(self, name: str, samples: List[float]) -> Dict[str, Any]:
+        length, = self.state.lengths
+        # Keys and values of every token in every layer.
+        cache = 8 * length * self.net.embed_dims * len(self.net.blocks)
+        return dict(
+            model=name,
+            context=self.context,
+            prefill_seconds=self.seconds,
+            tokens_per_second=self.context / self.seconds,
+            prefill_peak_bytes=self.peak,
+            seconds=dict(step=summarise([s / RUN for s in samples])),
+            state_tokens=length,
+            state_bytes=self.state.nbytes,
+            cache_bytes=cache,
+            state_over_cache=self.state.nbytes / cache)
+
+
+def linear_layers(net: nn.Module) -> Call:
+    """A run of the products of a step, and nothing else."""
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    inputs = [torch.randn(1, layer.in_features) for layer in layers]
+
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(RUN):
+            for layer, x in zip(layers, inputs):
+                layer(x)
+
+    return run
+
+
+# ------------------------------------------------------------------- parts
+def streaming(args: argparse.Namespace) -> List[dict]:
+    """Reading a text in chunks, then writing token by token."""
+    lengths = [2048, 16384, 65536, 262144]
+    subjects = {
+        'shipped': (shipped(), lengths),
+        'averages': (drawn(summaries='avg', rank=1), lengths[1::2]),
+        'full attention': (drawn(TWIN), lengths[:2])
+    }
+    calls: Dict[Any, Call] = {}
+    for name, (net, contexts) in subjects.items():
+        print(name, 'differs from its parallel form by', check(net, name))
+        net.prefill(random_tokens(net, 1024))  # the first call is slower
+        for context in contexts:
+            size = max(context // 64, 128) if args.quick else context
+            calls[name, context] = Reader(net, size)
+    ours = subjects['shipped'][0]
+    calls['linear layers'] = linear_layers(ours)
+    samples = time_interleaved(
+        calls, repeats=args.repeats, warmup=1, least_seconds=0)
+    rows = [
+        reader.row(key[0], samples[key]) for key, reader in calls.items()
+        if key != 'linear layers'
+    ]
+    floor = summarise([s / RUN for s in samples['linear layers']])
+    for row in rows:
+        row['parameters'] = count_parameters(subjects[row['model']][0])
+    return [*rows, dict(model='linear layers', seconds=dict(step=floor))]
+
+
+def precision(args: argparse.Namespace) -> List[dict]:
+    """float32, bfloat16 under autocast and int8: time, bits a character."""
+    net, text = shipped(), load_model_config(str(ROOT / CONFIG))
+    cfg = dict(text.test_dataloader.dataset, samples=2 if args.quick else 128)
+    cfg['data_root'] = str(ROOT / cfg['data_root'])
+    windows = DATASETS.build(cfg)
+    tokens = torch.stack([windows[i]['tokens'] for i in range(len(windows))])
+    variants: Dict[str, Callable] = {
+        'float32': (net, False),
+        'bfloat16': (net, True),
+        'int8': (quantize_dynamic(copy.deepcopy(net), {nn.Linear}), False)
+    }
+    long = random_tokens(net, 256 if args.quick else 4096)
+    whole, steps, scores = {}, {}, {}
+    for name, (model, half) in variants.items():
+        cast = partial(torch.autocast, 'cpu', torch.bfloat16, enabled=half)
+        with cast():
+            nats, counts = zip(*(model.nats(x) for x in tokens.split(8)))
+        scores[name] = float(
+            torch.cat(nats).double().sum() / torch.cat(counts).sum() /
+            torch.log(torch.tensor(2.)))
+        with cast():
+            reader = Reader(model, long.shape[1])
+        whole[name] = after_cast(cast, partial(model, long))
+        steps[name] = after_cast(cast, reader)
+    entries = [(dict(mode='4,096 tokens', bits_per_character=scores), whole),
+               (dict(mode=f'{RUN} steps'), steps)]
+    return compare(entries, args.repeats, args.least)
+
+
+def after_cast(cast: Callable, run: Call) -> Call:
+
+    def both() -> object:
+        with cast():
+            return run()
+
+    return both
+
+
+def compiled(args: argparse.Namespace) -> List[dict]:
+    """Eager against ``torch.compile``: reading whole, and a training step."""
+    if shutil.which('c++') is None:
+        return [dict(mode='not run', reason='there is no C++ compiler')]
+    length, entries = 128 if args.quick else 4096, []
+    for mode in ('inference', 'training'):
+        net = drawn().train(mode == 'training')
+        tokens = random_tokens(net, length)
+        plain, fast = partial(net.loss, tokens), torch.compile(net.loss)
+        calls = dict(eager=plain, compiled=partial(fast, tokens))
+        if mode == 'training':
+            calls = {k: partial(train, net, v) for k, v in calls.items()}
+        values = [float(run() or 0) for run in calls.values()]
+        if abs(values[0] - values[1]) > 1e-4 * abs(values[0]):
+            raise UserError(f'compiled and eager losses differ: {values}')
+        entries.append((dict(mode=mode, tokens=length, loss=values), calls))
+    rows = []
+    for row, calls in entries:
+        with torch.set_grad_enabled(row['mode'] == 'training'):
+            rows += compare([(row, calls)], args.repeats, args.least)
+    return rows
+
+
+@torch.enable_grad()
+def train(net: nn.Module, loss: Call) -> Tensor:
+    """Forward and backward; gradients are dropped."""
+    value = loss()
+    value.backward()
+    net.zero_grad(set_to_none=True)
+    return value.detach()
+
+
+PARTS = {part.__name__: part for part in (streaming, precision, compiled)}
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    run_parts(__file__, __doc__, PARTS, RESULT, argv, fresh=())
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,178 @@
+"""Other approximations of attention, through the packages users install.
+
+Of each package only the attention itself is used: its projections become
+identities, and a convolution of values that Nystromformer's adds (learned, no
+part of the approximation) is off. A method's ``prepare(inputs, causal,
+example)`` returns the call to time. Inputs begin with query, key and value;
+they and the output are ``[1, N, heads, head_dim]``. ``example`` holds inputs
+of another text and their exact output, to fit weights on.
+"""
+from functools import partial
+from importlib import import_module
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fma_vision.layers.baselines.band import banded_attention
+from fma_vision.layers.baselines.linear import linear_attention
+from fma_vision.utils.errors import one_line
+
+# Distributions by family.
+PACKAGES = {
+    'H-Transformer-1D': 'h-transformer-1d',
+    'Nystromformer': 'nystrom-attention'
+}
+BAND, MAPS = 20, 2
+Inputs = Sequence[Tensor]
+Call = Callable[[], Tensor]
+
+
+class Method(NamedTuple):
+    """One row: a method with its settings.
+
+    Attributes:
+        family, name: Which method, and its settings in words.
+        prepare: See the module.
+        modes: Causal (True), bidirectional (False) or both.
+        note: What a reader should know.
+    """
+    family: str
+    name: str
+    prepare: Callable[[Any, bool, Any], Call]
+    modes: Tuple[bool, ...] = (True, False)
+    note: str = ''
+
+
+def packed(inputs: Inputs) -> Tensor:
+    """As one projection: ``[1, N, 3 heads head_dim]``."""
+    return torch.cat([x.flatten(2) for x in inputs[:3]], -1)
+
+
+def heads_first(inputs: Inputs) -> List[Tensor]:
+    """``[1, heads, N, head_dim]``, contiguous."""
+    return [x.transpose(1, 2).contiguous() for x in inputs[:3]]
+
+
+def h_transformer(inputs: Inputs,
+                  causal: bool,
+                  _: Any = None,
+                  block: int = 64) -> Call:
+    """The package's layer; the length is a power of two.
+
+    The package sums values of coarse tokens, but counts each as one token
+    where it normalises: a channel of ones, summed as values are, mends that.
+    """
+    module = import_module('h_transformer_1d.h_transformer_1d')
+    query, key, value = inputs[:3]
+    heads, head_dim = query.shape[2:]
+    ones = torch.ones_like(value[..., :1])
+    x = packed([
+        torch.cat(pair, -1)
+        for pair in ((query, 0 * ones), (key, 0 * ones), (value, ones))
+    ])
+    options = dict(heads=heads, dim_head=head_dim + 1, block_size=block)
+    if causal:
+        layer = module.CausalHAttention1D(
+            1, max_seq_len=query.shape[1], **options)
+    else:
+        layer = module.HAttention1D(1, **options)
+    layer.to_qkv = layer.to_out = nn.Identity()
+    layer.scale = head_dim**-.5
+
+    def call() -> Tensor:
+        out = layer(x).unflatten(-1, (heads, -1))
+        return out[..., :-1] / out[..., -1:]
+
+    return call
+
+
+def nystromformer(inputs: Inputs,
+                  causal: bool,
+                  _: Any = None,
+                  landmarks: int = 256,
+                  iterations: int = 6) -> Call:
+    """The package's layer, bidirectional."""
+    module = import_module('nystrom_attention')
+    heads, head_dim = inputs[0].shape[2:]
+    layer = module.NystromAttention(
+        1,
+        dim_head=head_dim,
+        heads=heads,
+        num_landmarks=landmarks,
+        pinv_iterations=iterations,
+        residual=False)
+    layer.to_qkv = layer.to_out = nn.Identity()
+    x = packed(inputs)
+    return lambda: layer(x).unflatten(-1, (heads, head_dim))
+
+
+def fields(inputs: Inputs, causal: bool, band: int = BAND) -> Tensor:
+    """FMMformer's near and far fields: ``[1 + R, 1, N, heads, head_dim]``."""
+    near = banded_attention(*inputs[:3], band, causal)
+    far, _ = linear_attention(*inputs[:3], MAPS, causal)
+    return torch.cat([near[None], far])
+
+
+def fmmformer(inputs: Inputs, causal: bool, example: Any) -> Call:
+    """Fields, weighted by head and channel with the least error elsewhere."""
+    other, exact = example
+    # [heads, head_dim, N, 1 + R]
+    parts = fields(other, causal)[:, 0].double().permute(2, 3, 1, 0)
+    wanted = exact[0].permute(1, 2, 0)[..., None]
+    found = torch.linalg.lstsq(parts, wanted).solution[..., 0]
+    # [1 + R, 1, 1, heads, head_dim]
+    weights = found.permute(2, 0, 1).float()[:, None, None]
+    return lambda: (weights * fields(inputs, causal)).sum(0)
+
+
+def sdpa(inputs: Inputs, causal: bool, _: Any = None) -> Call:
+    """PyTorch's attention over all tokens."""
+    given = heads_first(inputs)
+    return lambda: scaled_dot_product_attention(
+        *given, is_causal=causal).transpose(1, 2)
+
+
+def band(inputs: Inputs,
+         causal: bool,
+         _: Any = None,
+         width: int = 128) -> Call:
+    """Attention inside a band, nothing afar."""
+    return lambda: banded_attention(*inputs[:3], width, causal)
+
+
+def rivals() -> Tuple[List[Method], Dict[str, str]]:
+    """The methods whose package is there, and why others are not."""
+    found, missing = [
+        Method(
+            'FMMformer', 'weights fitted', fmmformer, (True, False),
+            'weights by head and channel, least squares to full attention '
+            'on another text'),
+        Method('SDPA', 'all tokens', sdpa),
+        Method('Band', 'nothing beyond 128 tokens', band),
+    ], {}
+    packaged = {
+        'H-Transformer-1D': [
+            Method(
+                'H-Transformer-1D', f'block {size}, masses mended',
+                partial(h_transformer, block=size), (True, False),
+                'the package leaves out pairs: bidirectional, half of '
+                'them; causal, most of the far ones') for size in (16, 64, 128)
+        ],
+        'Nystromformer': [
+            Method('Nystromformer', f'{count} landmarks',
+                   partial(nystromformer, landmarks=count), (False, ),
+                   'has no causal form') for count in (64, 256)
+        ]
+    }
+    for family, methods in packaged.items():
+        try:
+            import_module(PACKAGES[family].replace('-', '_'))
+        except ImportError as error:
+            missing[family] = (f'{PACKAGES[family]} cannot be imported '
+                               f'({one_line(error)}): '
+                               "pip install -e '.[compare]'")
+        else:
+            found += methods
+    return found, missing

@@ -1,0 +1,4 @@
+# All tokens.
+attention = dict(
+    backbone=dict(_delete_=True, type='FullAttention'),
+    net=dict(_delete_=True, type='FullAttention1D'))

@@ -1,4 +1,0 @@
-# The same backbone, schedule and data; FMA with pooled queries.
-_base_ = './fma-nano_fpn_1xb8-8k_camvid-360x480.py'
-
-model = dict(backbone=dict(attn=dict(pool_queries=True)))

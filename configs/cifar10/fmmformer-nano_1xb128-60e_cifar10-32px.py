@@ -1,6 +1,0 @@
-# The same backbone, schedule and data with a band and linear far fields.
-_base_ = './fma-nano_1xb128-60e_cifar10-32px.py'
-
-model = dict(
-    backbone=dict(
-        attn=dict(_delete_=True, type='FMMformerAttention2D', kernel_size=7)))

@@ -1,6 +1,0 @@
-# The same backbone, schedule and data with windows on several scales.
-_base_ = './fma-nano_fpn_1xb8-4k_dubai-aerial-512x512.py'
-
-model = dict(
-    backbone=dict(
-        attn=dict(_delete_=True, type='MANOAttention', window_size=8)))

@@ -1,6 +1,0 @@
-# The same backbone, schedule and data with Swin's shifted windows.
-_base_ = './fma-nano_fpn_1xb4-200_dubai-aerial-256x256.py'
-
-model = dict(
-    backbone=dict(
-        attn=dict(_delete_=True, type='WindowAttention', window_size=8)))

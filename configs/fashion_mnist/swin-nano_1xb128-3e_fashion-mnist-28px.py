@@ -1,6 +1,0 @@
-# The same backbone, schedule and data with Swin's shifted windows.
-_base_ = './fma-nano_1xb128-3e_fashion-mnist-28px.py'
-
-model = dict(
-    backbone=dict(
-        attn=dict(_delete_=True, type='WindowAttention', window_size=7)))

@@ -1,4 +1,0 @@
-# The same model, schedule and data with attention over all tokens.
-_base_ = './fma-lm-masked_1xb32-20k_books-1k.py'
-
-model = dict(net=dict(attn=dict(_delete_=True, type='FullAttention1D')))

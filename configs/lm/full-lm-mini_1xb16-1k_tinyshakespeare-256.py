@@ -1,4 +1,0 @@
-# The same model, schedule and data with attention over all tokens.
-_base_ = './fma-lm-mini_1xb16-1k_tinyshakespeare-256.py'
-
-model = dict(net=dict(attn=dict(_delete_=True, type='FullAttention1D')))

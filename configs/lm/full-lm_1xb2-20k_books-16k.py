@@ -1,4 +1,0 @@
-# The same model, schedule and data with attention over all tokens.
-_base_ = './fma-lm_1xb2-20k_books-16k.py'
-
-model = dict(net=dict(attn=dict(_delete_=True, type='FullAttention1D')))

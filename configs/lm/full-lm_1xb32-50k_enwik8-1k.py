@@ -1,4 +1,0 @@
-# The same model, schedule and data with attention over all tokens.
-_base_ = './fma-lm_1xb32-50k_enwik8-1k.py'
-
-model = dict(net=dict(attn=dict(_delete_=True, type='FullAttention1D')))

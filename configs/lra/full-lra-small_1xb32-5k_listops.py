@@ -1,4 +1,0 @@
-# The same model, schedule and data with attention over all tokens.
-_base_ = './fma-lra-small_1xb32-5k_listops.py'
-
-model = dict(net=dict(attn=dict(_delete_=True, type='FullAttention1D')))

@@ -1,4 +1,0 @@
-# The same backbone, schedule and data; FMA with pooled queries.
-_base_ = './fma-nano_1xb128-60e_tiny-in100-64px.py'
-
-model = dict(backbone=dict(attn=dict(pool_queries=True)))

@@ -1,6 +1,0 @@
-# The same backbone, schedule and data with windows on several scales.
-_base_ = './fma-nano-p4_1xb64-1k_tiny-in100-64px.py'
-
-model = dict(
-    backbone=dict(
-        attn=dict(_delete_=True, type='MANOAttention', window_size=8)))

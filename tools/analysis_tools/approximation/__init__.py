@@ -1,1 +1,0 @@
-"""What compare_approximation.py compares, and on what."""

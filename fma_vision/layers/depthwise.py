@@ -31,9 +31,9 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor,
     """Gradients of the map, the weight and the bias, if there is one."""
     channels, sides = len(weight), [weight.shape[-1] // 2] * 2
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), weight, [channels],
-        [1, 1], sides, [1, 1], False, [0, 0], channels,
-        [True, True, bias is not None])
+        grad.permute(0, 3, 1, 2), x.permute(0, 3, 1,
+                                            2), weight, [channels], [1, 1],
+        sides, [1, 1], False, [0, 0], channels, [True, True, bias is not None])
     # Two views give an axis of one entry its usual stride.
     grads = [
         grad_x.permute(0, 2, 3, 1).contiguous(),

@@ -6,6 +6,8 @@ import torch
 import torch.nn as nn
 from timm.layers import resample_abs_pos_embed_nhwc, trunc_normal_
 
+from fma_kernels.autograd import CoreOp
+
 from .depthwise import DepthwiseConv2d
 
 
@@ -96,24 +98,43 @@ def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(torch.broadcast_tensors(*parts), dim=-1)
 
 
-class _Turn(torch.autograd.Function):
-    """Rotation of pairs of channels, with one tensor written per pass.
+def _turn(x: torch.Tensor, cos: torch.Tensor,
+          sin: torch.Tensor) -> torch.Tensor:
+    """Rotates pairs of channels, with one tensor written.
 
     The plain formula writes three, and on a CPU that costs more than the
     arithmetic.
+
+    Args:
+        x: ``[..., heads, head_dim]``.
+        cos, sin: ``[..., 1, head_dim / 2]``.
     """
+    half = x.shape[-1] // 2
+    turned = x * torch.cat((cos, cos), dim=-1)
+    turned[..., :half].addcmul_(x[..., half:], sin, value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin)
+    return turned
+
+
+# A compiler that sees through it works out the tables anew, in float64, for
+# every head of every token.
+_opaque_turn = CoreOp('turn', '(Tensor x, Tensor cos, Tensor sin) -> Tensor',
+                      lambda *args: _turn(*args).contiguous(),
+                      lambda x, *_: x.new_empty(x.shape)).register()
+
+
+class _Turn(torch.autograd.Function):
+    """:func:`_turn` with gradients of the first argument."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: torch.Tensor, cos: torch.Tensor,
                 sin: torch.Tensor) -> torch.Tensor:
-        """``[..., heads, head_dim]`` by ``[..., 1, head_dim / 2]``."""
-        half = x.shape[-1] // 2
-        turned = x * torch.cat((cos, cos), dim=-1)
-        turned[..., :half].addcmul_(x[..., half:], sin, value=-1)
-        turned[..., half:].addcmul_(x[..., :half], sin)
-        return turned
+        compiling = torch.compiler.is_compiling()
+        exporting = torch.onnx.is_in_onnx_export()
+        turn = _opaque_turn if compiling and not exporting else _turn
+        return turn(x, cos, sin)
 
     @staticmethod
     def setup_context(ctx, inputs: Tuple[torch.Tensor, ...],

@@ -90,6 +90,19 @@ def scores(found: dict) -> Optional[str]:
         ] for r in rows])
 
 
+def throughput(rows: List[dict]) -> Optional[str]:
+    """Images a second of a whole training."""
+    names = list(rows[0]['seconds']) if rows else []
+    return titled(
+        'Training on CamVid by `tools/train.py`, data included: FPN on '
+        'FMA-nano and on its twin with shifted windows:',
+        [f'{name}, images/s' for name in names] + ['FMA / Swin'], rows,
+        lambda r: [
+            *(number(r['batch'] / r['seconds'][x]['median'])
+              for x in names), f'**{r["ratio"][names[1]]:.2f}**'
+        ])
+
+
 def details(results: Path) -> Optional[str]:
     """Memory, one large image, the compiler, precisions, a whole training."""
     found = load(results, 'backbone_cpu') or {}
@@ -103,10 +116,7 @@ def details(results: Path) -> Optional[str]:
                 'FMA-T at each precision, bfloat16 by autocast, int8 by '
                 '`quantize_dynamic`:', precision),
             scores(found),
-            times(
-                'An iteration on CamVid by `tools/train.py`, data included, '
-                'FPN on FMA-nano and on its twin with shifted windows:',
-                rows_of(found, 'camvid'))
+            throughput(rows_of(found, 'camvid'))
         ],
         'memory',
         'large',

@@ -199,7 +199,8 @@ def main(count: int) -> None:
         torch.set_num_threads(1 + seed % 3)
         os.environ['FMA_KERNELS_ISA'] = isas[seed % len(isas)]
         print(f'case {seed}', flush=True)
-        compare_stream(seed)
+        if seed % 4 == 0:
+            compare_stream(seed)
         if seed % 10:
             run_alone(**draw(seed))
         else:

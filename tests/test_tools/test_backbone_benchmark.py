@@ -104,6 +104,7 @@ def test_trained_weights_and_training(module, real_data, tables, tmp_path):
     assert row['pixels'] == [240, 320] and len(row['seconds']) == 2
     page = tables.TABLES['backbones, details']()
     assert '| 2 | mIoU |' in page and 'top1 |' in page
+    assert f'| **{row["ratio"]["swin-nano"]:.2f}** |' in page
 
 
 def test_a_set_that_is_not_there_is_named(module, tmp_path, monkeypatch):

@@ -159,6 +159,7 @@ class TestTrain:
         with pytest.raises(UserError, match='auto_scale_lr.base_batch_size'):
             train(tools, trained.seg, '--auto-scale-lr')
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize('how', ['auto', 'path'])
     def test_resume_is_the_same_run(self, how: str, tools, trained,
                                     tmp_path) -> None:

@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu.sh               results under OUT (benchmarks/results)
 #   PARTS=check benchmarks/gpu.sh   some of the parts; the others stay
-#   REHEARSE=1 benchmarks/gpu.sh    on a CPU, tiny, in about two minutes
+#   REHEARSE=1 benchmarks/gpu.sh    on a CPU, tiny, about two minutes of two cores
 #
 #   PYTHON  interpreter (python3), with torch, triton and timm
 #   COMMIT  the commit, where there is no .git
@@ -25,7 +25,7 @@ check=()
 if [[ ${REHEARSE:-0} == 1 ]]; then
   out=${OUT:-$root/work_dirs/gpu_rehearsal} # never taken for a measurement
   options=(--device cpu --seed 0 --quick --backend torch)
-  jobs=1
+  jobs=2
   slack=5
   check=(--backend triton)    # the kernels themselves,
   export TRITON_INTERPRET=1   # run in Python

@@ -91,6 +91,7 @@ GEOMETRIES = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
 def test_against_the_oracle(geometry) -> None:
     compare(*geometry)

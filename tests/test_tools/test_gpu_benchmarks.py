@@ -211,6 +211,7 @@ def test_models(module, tables, tmp_path, monkeypatch):
         out)['models']['rows'][0]['reasons']['FMA-T']
 
 
+@pytest.mark.slow
 def test_script(repo_root, tmp_path):
     """From any folder; a part that fails does not stop the next."""
     python = tmp_path / 'python'

@@ -55,15 +55,19 @@ class Footprint(NamedTuple):
 SYMBOLIC_SIZE = 2**24
 
 
+def _known(size: int) -> int:
+    if not isinstance(size, (int, torch.SymInt)):  # NumPy's
+        return index(size)
+    return size if has_static_value(size) else SYMBOLIC_SIZE
+
+
 def auto_num_levels(shape: Tuple[int, ...], cell_size: int) -> int:
     """The number of far-field levels that leaves at most 4 top cells a side.
 
     Returns 0 where the near field alone covers the grid. A symbolic size
     counts as ``SYMBOLIC_SIZE``.
     """
-    side = max(
-        -(-(size if has_static_value(size) else SYMBOLIC_SIZE) // cell_size)
-        for size in shape)
+    side = max(-(-_known(size) // cell_size) for size in shape)
     if side <= 2:
         return 0
     return max(ceil(log2(side / 4)), 0) + 1

@@ -3,6 +3,7 @@ import dataclasses
 from itertools import product
 from math import prod
 
+import numpy as np
 import pytest
 import torch
 from slow_reference import box, brute_force_pairs
@@ -190,6 +191,12 @@ def test_footprint_takes_negative_and_bare_indices() -> None:
     for query in ((5, 0), (0, -10), (0, ), 3):
         with pytest.raises(ValueError, match='query'):
             h.footprint(query)
+
+
+def test_numpy_sizes() -> None:
+    shape = tuple(np.array([37, 20]))
+    assert auto_num_levels(shape, 4) == Hierarchy((37, 20), 4).num_levels
+    assert Hierarchy(shape, 4) == Hierarchy((37, 20), 4)
 
 
 def test_trimmed_drops_empty_levels_only() -> None:

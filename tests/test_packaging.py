@@ -231,6 +231,7 @@ def load_library(site):
                           env=dict(
                               os.environ,
                               PYTHONPATH=str(site),
+                              FMA_KERNELS_CACHE=str(site / 'cache'),
                               CC='/no/such/compiler'),
                           capture_output=True,
                           text=True)

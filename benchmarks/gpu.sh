@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu.sh               results under OUT (benchmarks/results)
 #   PARTS=check benchmarks/gpu.sh   some of the parts; the others stay
-#   REHEARSE=1 benchmarks/gpu.sh    on a CPU, tiny, about two minutes of two cores
+#   REHEARSE=1 benchmarks/gpu.sh  tiny, on a CPU of two cores: about two minutes
 #
 #   PYTHON  interpreter (python3), with torch, triton and timm
 #   COMMIT  the commit, where there is no .git

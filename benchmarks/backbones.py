@@ -204,9 +204,10 @@ def beside(args: Namespace, names: Sequence[str], mode: str, side: int,
     return measured(args, mode, image, errors, calls_of(names, mode, image))
 
 
-def inference(args: Namespace) -> List[dict]:
+def inference(args: Namespace) -> Iterator[dict]:
     """One image, of growing size."""
-    return [beside(args, MODELS, 'inference', side, 1) for side in SIDES]
+    for side in SIDES:
+        yield beside(args, MODELS, 'inference', side, 1)
 
 
 def training(args: Namespace) -> List[dict]:
@@ -214,11 +215,10 @@ def training(args: Namespace) -> List[dict]:
     return [beside(args, TWINS, 'training', *step) for step in STEPS]
 
 
-def memory(args: Namespace) -> List[dict]:
+def memory(args: Namespace) -> Iterator[dict]:
     """Peak bytes: PyTorch's tensors, and what the process grew by."""
     cases = [(MODELS, 'inference', side, 1) for side in SIDES]
     cases += [(TWINS, 'training', *step) for step in STEPS]
-    rows = []
     for names, mode, *size in cases:
         image = image_of(args, *size)
         found = row(mode, image, tensors={}, process={})
@@ -226,8 +226,7 @@ def memory(args: Namespace) -> List[dict]:
             run()
             found['process'][name] = peak_resident(run)
             found['tensors'][name] = peak_memory(run)
-        rows.append(found)
-    return rows
+        yield found
 
 
 def large(args: Namespace) -> List[dict]:

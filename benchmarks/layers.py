@@ -203,7 +203,7 @@ def measure(part: str, mode: str, checked: Dict[str, Dict[str, float]],
 
 def main(argv: Optional[List[str]] = None) -> None:
     known = sorted({name for part in LAYERS.values() for name in part})
-    options = parser(__doc__, 'cpu')
+    options = parser(__doc__, None)
     options.add_argument(
         '--parts', nargs='+', choices=LAYERS, default=list(LAYERS))
     options.add_argument(

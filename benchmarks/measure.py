@@ -153,16 +153,25 @@ def environment(device: str, seed: int) -> dict:
     return found
 
 
-def parser(text: str, device: str = 'cuda') -> argparse.ArgumentParser:
-    """The options that the benchmarks of the op share."""
+def parser(text: str,
+           device: Optional[str] = 'cuda') -> argparse.ArgumentParser:
+    """The options that the benchmarks share.
+
+    Args:
+        text: What ``--help`` says.
+        device: Of the option; None for what runs on a CPU alone.
+    """
     found = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawTextHelpFormatter)
     found.add_argument(
         '--quick', action='store_true', help='tiny sizes, one sample each')
-    found.add_argument(
-        '--device', default=device, help='cpu, cuda, cuda:1, ...')
-    found.add_argument(
-        '--backend', default='triton', help='of what a GPU is for')
+    if device is None:
+        found.set_defaults(device='cpu')
+    else:
+        found.add_argument(
+            '--device', default=device, help='cpu, cuda, cuda:1, ...')
+        found.add_argument(
+            '--backend', default='triton', help='of what a GPU is for')
     found.add_argument('--repeats', type=int, default=7)
     found.add_argument(
         '--least', type=float, help='seconds of a sample: .2, on a GPU .02')
@@ -241,13 +250,14 @@ def run_parts(script: str,
         argv: Its arguments, those of the process by default.
         fresh: Parts that run in a process of their own, which gives memory
             back at once.
-        default: Parts by the type of the device; all by default.
+        default: Parts by the type of the device, where there is a choice;
+            else all run on a CPU.
 
     Returns:
         1 if a row says that what was to be measured failed, else 0.
     """
     argv = sys.argv[1:] if argv is None else argv
-    options = parser(text, 'cpu')
+    options = parser(text, 'cpu' if default else None)
     options.add_argument('--parts', nargs='+', choices=parts)
     options.add_argument('--threads', type=int, default=2)
     args, status = settle(options.parse_args(argv), name), 0

@@ -1,51 +1,33 @@
 """Tables of the backbones."""
 from pathlib import Path
-from typing import Callable, List, Optional
+from typing import List, Optional
 
 from .formats import load, number, table, where_gpu
-from .operation import cpu_page, cpu_rows, ms
+from .operation import cpu_label, cpu_page, cpu_rows, cpu_table, ms, ratios
 
 HOW = '`python benchmarks/backbones.py`: float32 unless stated, random weights'
-
-
-def label(row: dict) -> str:
-    side = ' × '.join(map(str, row['pixels']))
-    batch = f', batch {row["batch"]}' if row['batch'] > 1 else ''
-    return f'{side}{batch}, {row["mode"]}'
 
 
 def mebibytes(value: Optional[float]) -> str:
     return '–' if value is None else f'{value / 2**20:,.0f}'
 
 
-def rows_of(found: dict, *parts: str) -> List[dict]:
-    """Rows of parts, but those that only say why there are none."""
-    return [row for row in cpu_rows(found, *parts) if 'reason' not in row]
-
-
-def titled(title: str, head: List[str], rows: List[dict],
-           cells: Callable[[dict], List[str]]) -> Optional[str]:
-    """A titled table, or None where nothing was measured."""
-    lines = [[label(row), *cells(row)] for row in rows]
-    return f'{title}\n\n{table(["pixels", *head], lines)}' if rows else None
-
-
 def backbones(results: Path) -> Optional[str]:
     """FMA-T's time, and over that of others."""
     found = load(results, 'backbone_cpu') or {}
-    rows = rows_of(found, 'inference', 'training')
+    rows = cpu_rows(found, 'inference', 'training')
     names = list(dict.fromkeys(x for row in rows for x in row['seconds']))
 
     def cells(row: dict) -> List[str]:
-        ratios = [row['ratio'].get(name) for name in names[1:]]
+        over = [row['ratio'].get(name) for name in names[1:]]
         return [
             ms(row, names[0]),
-            *('–' if x is None else f'**{1 / x:.2f}**' for x in ratios)
+            *('–' if x is None else f'**{1 / x:.2f}**' for x in over)
         ]
 
     return cpu_page(
         found, [
-            titled(
+            cpu_table(
                 'FMA-T, and its time over that of others (below 1: FMA-T is '
                 'faster); backbones alone, training is a step of AdamW:',
                 ['FMA-T, ms', *(f'/ {name}'
@@ -58,27 +40,17 @@ def backbones(results: Path) -> Optional[str]:
 
 def peaks(found: dict) -> Optional[str]:
     """What the process grew by, for each model."""
-    rows = rows_of(found, 'memory', 'large')
+    rows = cpu_rows(found, 'memory', 'large')
     names = list(dict.fromkeys(x for row in rows for x in row['process']))
-    return titled(
+    return cpu_table(
         'What the process grew by at the most, MiB, beyond weights and input '
         '(in training, gradients are in it):', names, rows,
         lambda r: [mebibytes(r['process'].get(name)) for name in names])
 
 
-def times(title: str, rows: List[dict]) -> Optional[str]:
-    """Times by name, and those after the first over the first."""
-    names = list(rows[0]['seconds']) if rows else []
-    return titled(
-        title,
-        [f'{x}, ms' for x in names] + [f'{x} / {names[0]}' for x in names[1:]],
-        rows, lambda r: [ms(r, x) for x in names
-                         ] + [f'{r["ratio"][x]:.2f}' for x in names[1:]])
-
-
 def scores(found: dict) -> Optional[str]:
     """Trained weights at each precision."""
-    rows = [r for r in rows_of(found, 'precision') if 'score' in r]
+    rows = [r for r in cpu_rows(found, 'precision') if 'score' in r]
     if not rows:
         return None
     names = list(rows[0]['score'])
@@ -93,7 +65,7 @@ def scores(found: dict) -> Optional[str]:
 def throughput(rows: List[dict]) -> Optional[str]:
     """Images a second of a whole training."""
     names = list(rows[0]['seconds']) if rows else []
-    return titled(
+    return cpu_table(
         'Training on CamVid by `tools/train.py`, data included: FPN on '
         'FMA-nano and on its twin with shifted windows:',
         [f'{name}, images/s' for name in names] + ['FMA / Swin'], rows,
@@ -106,17 +78,17 @@ def throughput(rows: List[dict]) -> Optional[str]:
 def details(results: Path) -> Optional[str]:
     """Memory, one large image, the compiler, precisions, a whole training."""
     found = load(results, 'backbone_cpu') or {}
-    precision = [r for r in rows_of(found, 'precision') if 'seconds' in r]
+    precision = [r for r in cpu_rows(found, 'precision') if 'seconds' in r]
     return cpu_page(
         found, [
             peaks(found),
-            times('One image as a whole:', rows_of(found, 'large')),
-            times('Through `torch.compile`:', rows_of(found, 'compiled')),
-            times(
+            ratios('One image as a whole:', cpu_rows(found, 'large')),
+            ratios('Through `torch.compile`:', cpu_rows(found, 'compiled')),
+            ratios(
                 'FMA-T at each precision, bfloat16 by autocast, int8 by '
                 '`quantize_dynamic`:', precision),
             scores(found),
-            throughput(rows_of(found, 'camvid'))
+            throughput(cpu_rows(found, 'camvid'))
         ],
         'memory',
         'large',
@@ -129,12 +101,12 @@ def details(results: Path) -> Optional[str]:
 def profile(results: Path) -> Optional[str]:
     """Where FMA-T's time goes, before and after the C kernels."""
     found = load(results, 'backbone_cpu') or {}
-    rows = rows_of(found, 'profile')
+    rows = cpu_rows(found, 'profile')
     if not rows:
         return None
     columns = [(row, name) for name in ('torch', 'native') for row in rows]
     columns.sort(key=lambda x: rows.index(x[0]))
-    head = [f'{label(row)}: {name}' for row, name in columns]
+    head = [f'{cpu_label(row)}: {name}' for row, name in columns]
     lines = [['all, ms', *(ms(row, name) for row, name in columns)]]
     for kind in rows[0]['shares']['native']:
         lines.append([

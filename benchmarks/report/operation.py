@@ -18,6 +18,11 @@ def cpu_rows(found: dict, *parts: str) -> List[dict]:
 
 
 def cpu_label(row: dict) -> str:
+    """What a row is about: tokens of the op, or pixels of a backbone."""
+    if 'pixels' in row:
+        side = ' × '.join(map(str, row['pixels']))
+        batch = f', batch {row["batch"]}' if row['batch'] > 1 else ''
+        return f'{side}{batch}, {row["mode"]}'
     size = ' × '.join(f'{side:,}' for side in row['grid'])
     causal = ', causal' if row['causal'] else ''
     batch = f', batch {row["batch"]}' if row.get('batch', 1) > 1 else ''
@@ -27,8 +32,11 @@ def cpu_label(row: dict) -> str:
 def cpu_table(title: str, head: List[str], rows: List[dict],
               cells: Callable[[dict], List[str]]) -> Optional[str]:
     """A titled table, or None where nothing was measured."""
+    if not rows:
+        return None
+    what = 'pixels' if 'pixels' in rows[0] else 'tokens'
     lines = [[cpu_label(row), *cells(row)] for row in rows]
-    return f'{title}\n\n{table(["tokens", *head], lines)}' if rows else None
+    return f'{title}\n\n{table([what, *head], lines)}'
 
 
 # How the numbers were made.

@@ -14,19 +14,6 @@
 
 #include "fma.h"
 
-/* Between what shares a block of memory: gaps that a sanitizer watches. */
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#define GAP 64
-#else
-#define ASAN_POISON_MEMORY_REGION(at, size) ((void)0)
-#define GAP 0
-#endif
-
-static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 static size_t item_size(const struct fma_call *call) {
   return call->dtype == FMA_FLOAT32 ? 4 : 2;
 }
@@ -73,62 +60,52 @@ static size_t lay_out(struct thread *t, char *at, int back) {
   int64_t keys = fma_list_size(call), queries = fma_tile_size(call);
   int64_t dim = call->dim, width = t->most;
   size_t used = 0;
-#define TAKE(field, type, count)                                  \
-  do {                                                            \
-    size_t bytes = (size_t)(count) * sizeof(type);                \
-    size_t size = (bytes + 63) / 64 * 64 + GAP;                   \
-    field = at ? (type *)(at + used) : NULL;                      \
-    if (at)                                                       \
-      ASAN_POISON_MEMORY_REGION(at + used + bytes, size - bytes); \
-    used += size;                                                 \
-  } while (0)
   struct fma_tile *tiles[2] = {&t->tile, &t->next};
   for (int i = 0; i < 2; i++) {
-    TAKE(tiles[i]->index, int64_t, queries);
-    TAKE(tiles[i]->offset, int64_t, queries);
-    TAKE(tiles[i]->parent, int64_t, queries);
-    TAKE(tiles[i]->number, int64_t, queries);
-    TAKE(tiles[i]->row, int32_t, queries);
-    TAKE(tiles[i]->column, int32_t, queries);
+    FMA_TAKE(tiles[i]->index, int64_t, queries);
+    FMA_TAKE(tiles[i]->offset, int64_t, queries);
+    FMA_TAKE(tiles[i]->parent, int64_t, queries);
+    FMA_TAKE(tiles[i]->number, int64_t, queries);
+    FMA_TAKE(tiles[i]->row, int32_t, queries);
+    FMA_TAKE(tiles[i]->column, int32_t, queries);
   }
-  TAKE(t->list.key, int64_t, keys);
-  TAKE(t->list.value, int64_t, keys);
-  TAKE(t->list.index, int64_t, keys);
-  TAKE(t->list.bias, float, keys);
-  TAKE(t->list.entry, int32_t, keys);
-  TAKE(t->list.row, int32_t, keys);
-  TAKE(t->list.column, int32_t, keys);
-  TAKE(t->key, const void *, keys);
-  TAKE(t->value, const void *, keys);
-  TAKE(t->bias, float, keys);
-  TAKE(t->number, uint32_t, call->dropout ? keys : 0);
-  TAKE(t->state, uint32_t, width);
-  TAKE(t->query, float, dim *width);
-  TAKE(t->out, float, dim *width);
-  TAKE(t->scores, float, (back ? 2 : 1) * FMA_BLOCK);
-  TAKE(t->converted, float, call->dtype ? 2 * FMA_KEYS *dim : 0);
-  TAKE(t->maximum, float, width);
-  TAKE(t->sum, float, width);
-  TAKE(t->row, float, call->dtype || call->level ? dim * width : 0);
-  TAKE(t->rows, const float *, width);
-  TAKE(t->results, float *, width);
-  TAKE(t->shares, float, width);
-  TAKE(t->lane_row, int32_t, width);
-  TAKE(t->lane_column, int32_t, width);
-  TAKE(t->lane_entry, int32_t, width);
-  TAKE(t->position, int32_t, width);
-  TAKE(t->junk, float, dim);
+  FMA_TAKE(t->list.key, int64_t, keys);
+  FMA_TAKE(t->list.value, int64_t, keys);
+  FMA_TAKE(t->list.index, int64_t, keys);
+  FMA_TAKE(t->list.bias, float, keys);
+  FMA_TAKE(t->list.entry, int32_t, keys);
+  FMA_TAKE(t->list.row, int32_t, keys);
+  FMA_TAKE(t->list.column, int32_t, keys);
+  FMA_TAKE(t->key, const void *, keys);
+  FMA_TAKE(t->value, const void *, keys);
+  FMA_TAKE(t->bias, float, keys);
+  FMA_TAKE(t->number, uint32_t, call->dropout ? keys : 0);
+  FMA_TAKE(t->state, uint32_t, width);
+  FMA_TAKE(t->query, float, dim *width);
+  FMA_TAKE(t->out, float, dim *width);
+  FMA_TAKE(t->scores, float, (back ? 2 : 1) * FMA_BLOCK);
+  FMA_TAKE(t->converted, float, call->dtype ? 2 * FMA_KEYS *dim : 0);
+  FMA_TAKE(t->maximum, float, width);
+  FMA_TAKE(t->sum, float, width);
+  FMA_TAKE(t->row, float, call->dtype || call->level ? dim * width : 0);
+  FMA_TAKE(t->rows, const float *, width);
+  FMA_TAKE(t->results, float *, width);
+  FMA_TAKE(t->shares, float, width);
+  FMA_TAKE(t->lane_row, int32_t, width);
+  FMA_TAKE(t->lane_column, int32_t, width);
+  FMA_TAKE(t->lane_entry, int32_t, width);
+  FMA_TAKE(t->position, int32_t, width);
+  FMA_TAKE(t->junk, float, dim);
   if (back) {
-    TAKE(t->grad_key, float *, keys);
-    TAKE(t->grad_value, float *, keys);
-    TAKE(t->grad, float, dim *width);
-    TAKE(t->query_rows, float, width * t->pitch);
-    TAKE(t->grad_rows, float, width * t->pitch);
-    TAKE(t->lse, float, width);
-    TAKE(t->delta, float, width);
-    TAKE(t->grad_query, float, dim *width);
+    FMA_TAKE(t->grad_key, float *, keys);
+    FMA_TAKE(t->grad_value, float *, keys);
+    FMA_TAKE(t->grad, float, dim *width);
+    FMA_TAKE(t->query_rows, float, width * t->pitch);
+    FMA_TAKE(t->grad_rows, float, width * t->pitch);
+    FMA_TAKE(t->lse, float, width);
+    FMA_TAKE(t->delta, float, width);
+    FMA_TAKE(t->grad_query, float, dim *width);
   }
-#undef TAKE
   return used;
 }
 
@@ -179,7 +156,7 @@ static void take_tile(struct thread *t, int64_t image, int64_t head,
                 &t->next);
   for (; heads > 0; heads--, head++) {
     const char *base = rows_at(call, rows, image, head);
-    for (int64_t i = 0; i < min(t->next.count, 64); i++)
+    for (int64_t i = 0; i < fma_min(t->next.count, 64); i++)
       for (int64_t at = 0; at < call->dim * size; at += 64)
         __builtin_prefetch(base + t->next.offset[i] * size + at, 0, 2);
   }
@@ -214,10 +191,6 @@ static void point_at_keys(struct thread *t, int64_t image, int64_t head) {
   }
 }
 
-static int64_t padded(int64_t count) {
-  return (count + FMA_GROUP - 1) / FMA_GROUP * FMA_GROUP;
-}
-
 /* Numbers of keys that dropout hashes: tokens, then summaries. */
 static void hash_keys(struct thread *t) {
   const struct fma_call *call = t->call;
@@ -242,7 +215,7 @@ static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
                          int64_t head, int64_t first) {
   const struct fma_call *call = t->call;
   int64_t dim = call->dim, lanes = t->kernels->lanes;
-  int64_t count = min(t->tile.count - first, t->most);
+  int64_t count = fma_min(t->tile.count - first, t->most);
   int64_t width = count > 2 * lanes ? 4 * lanes
                   : count > lanes   ? 2 * lanes
                                     : lanes;
@@ -254,7 +227,7 @@ static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
       .width = (int)width,
       .dim = (int)dim,
       .dtype = (int)call->dtype,
-      .count = padded(t->list.count),
+      .count = fma_padded(t->list.count),
       .far = t->list.far,
       .key = t->key,
       .value = t->value,
@@ -320,7 +293,7 @@ static void load_queries(struct thread *t, struct fma_job *job, int64_t image,
     int64_t last = t->tile.index[first + count - 1], seen = t->list.count;
     while (seen > t->list.far && t->list.index[seen - 1] > last)
       seen--;
-    job->count = padded(seen);
+    job->count = fma_padded(seen);
     job->first = t->tile.index[first];
     while (seen > t->list.far && t->list.index[seen - 1] > job->first)
       seen--;
@@ -403,7 +376,7 @@ static void forward_body(void *context) {
   struct fma_job job;
   while ((task = fma_take(&pass->work)) >= 0) {
     int64_t image = task / chunks, from = task % chunks * pass->chunk;
-    int64_t last = min(from + pass->chunk, tiles) - 1;
+    int64_t last = fma_min(from + pass->chunk, tiles) - 1;
     fma_make_tile(call, from / columns, from % columns, &t.next);
     for (int64_t i = from; i <= last; i++) {
       take_tile(&t, image, 0, call->heads, i, last);
@@ -428,7 +401,8 @@ int fma_forward(const struct fma_call *call) {
   int64_t tiles = fma_tile_rows(call) * fma_tile_columns(call);
   struct pass pass = {.call = call};
   /* Neighbours share keys: some tiles in a row, but work for every thread. */
-  pass.chunk = max(min(tiles * call->batch / (16 * call->threads), 16), 1);
+  pass.chunk =
+      fma_max(fma_min(tiles * call->batch / (16 * call->threads), 16), 1);
   pass.work.count = (tiles + pass.chunk - 1) / pass.chunk * call->batch;
   fma_parallel(call->threads, pass.work.count, forward_body, &pass);
   return pass.failed ? FMA_NO_MEMORY : FMA_OK;
@@ -656,7 +630,7 @@ static int64_t band_count(const struct fma_call *call) {
     return 1;
   if (owners >= 3)
     count = owners >= 8 ? 2 : 4;
-  return max(min(count, fma_tile_rows(call) / 2), 1);
+  return fma_max(fma_min(count, fma_tile_rows(call) / 2), 1);
 }
 
 static int open_bands(const struct fma_call *call, struct bands *bands) {

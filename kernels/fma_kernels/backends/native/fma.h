@@ -24,6 +24,36 @@
 #define FMA_LOG2E 1.4426950408889634f
 #define FMA_LN2 0.6931471805599453f
 
+static inline int64_t fma_min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline int64_t fma_max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Keys of a list that is filled up. */
+static inline int64_t fma_padded(int64_t count) {
+  return (count + FMA_GROUP - 1) / FMA_GROUP * FMA_GROUP;
+}
+
+/* Between what shares a block of memory: gaps that a sanitizer watches. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define FMA_GAP 64
+#else
+#define ASAN_POISON_MEMORY_REGION(at, size) ((void)0)
+#define FMA_GAP 0
+#endif
+
+/* The next array of a thread's memory, of which `used` bytes are taken; where
+ * `at` is null, only counts. */
+#define FMA_TAKE(field, type, count)                              \
+  do {                                                            \
+    size_t bytes = (size_t)(count) * sizeof(type);                \
+    size_t size = (bytes + 63) / 64 * 64 + FMA_GAP;               \
+    field = at ? (type *)(at + used) : NULL;                      \
+    if (at)                                                       \
+      ASAN_POISON_MEMORY_REGION(at + used + bytes, size - bytes); \
+    used += size;                                                 \
+  } while (0)
+
 enum fma_dtype { FMA_FLOAT32, FMA_BFLOAT16, FMA_FLOAT16 };
 enum fma_isa { FMA_PORTABLE, FMA_AVX2, FMA_AVX512 };
 enum fma_status { FMA_OK, FMA_NO_MEMORY };
@@ -264,8 +294,8 @@ struct fma_stream {
    * where they begin with a cell. */
   const float *own_keys, *own_values; /* [B, own_total, ...] */
   int64_t own_total, own_start[FMA_MAX_LEVELS];
-  float *keys;       /* scratch [B, T, ...] */
-  float *state_keys; /* scratch [B, (3 levels + cells) rank, ...] */
+  float *keys;                /* scratch [B, T, ...] */
+  float *state_keys;          /* scratch [B, (3 levels + cells) rank, ...] */
   float *new_near, *new_sums; /* as before; null: no sums are asked for, which
                                  needs tokens of one leaf cell */
   float *out;                 /* [B, T, ...] */

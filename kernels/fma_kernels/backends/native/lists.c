@@ -13,10 +13,6 @@ static int64_t level_side(const struct fma_call *call) {
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 static int64_t absolute(int64_t a) { return a < 0 ? -a : a; }
 
 static int64_t tiles(const struct fma_call *call, int axis) {
@@ -33,12 +29,13 @@ int64_t fma_tile_columns(const struct fma_call *call) {
 
 int64_t fma_tile_size(const struct fma_call *call) {
   if (!call->level)
-    return min(call->tile[0], call->grid[0]) *
-           min(call->tile[1], call->grid[1]);
+    return fma_min(call->tile[0], call->grid[0]) *
+           fma_min(call->tile[1], call->grid[1]);
   int64_t size = 1;
   for (int axis = 0; axis < 2; axis++)
-    size *= min(level_side(call), call->level_grid[call->level - 1][axis]) *
-            call->rank[axis];
+    size *=
+        fma_min(level_side(call), call->level_grid[call->level - 1][axis]) *
+        call->rank[axis];
   return size;
 }
 
@@ -48,8 +45,8 @@ static void window(const struct fma_call *call, int64_t level, int axis,
   int64_t size = call->level_grid[level - 1][axis];
   *from = 0, *to = size;
   if (level < call->levels || (call->level && !call->top)) {
-    *from = max(2 * (first / 2 - 1), 0);
-    *to = min(2 * (last / 2 + 2), size);
+    *from = fma_max(2 * (first / 2 - 1), 0);
+    *to = fma_min(2 * (last / 2 + 2), size);
   }
 }
 
@@ -59,20 +56,21 @@ int64_t fma_list_size(const struct fma_call *call) {
     int64_t cells = 1;
     for (int axis = 0; axis < 2; axis++) {
       int64_t grid = call->level_grid[call->level - 1][axis];
-      cells *= call->top ? grid : min(grid, level_side(call) + 4);
+      cells *= call->top ? grid : fma_min(grid, level_side(call) + 4);
     }
     size = cells * parts;
   } else {
     int64_t tokens = 1;
     for (int axis = 0; axis < 2; axis++)
-      tokens *= call->everything ? call->grid[axis]
-                                 : min(call->grid[axis], 3 * call->cell[axis]);
+      tokens *= call->everything
+                    ? call->grid[axis]
+                    : fma_min(call->grid[axis], 3 * call->cell[axis]);
     size = tokens;
     for (int64_t level = 1; level <= call->levels; level++) {
       int64_t cells = 1;
       for (int axis = 0; axis < 2; axis++) {
         int64_t grid = call->level_grid[level - 1][axis];
-        cells *= level == call->levels ? grid : min(grid, 6);
+        cells *= level == call->levels ? grid : fma_min(grid, 6);
       }
       size += cells * parts;
     }
@@ -91,12 +89,12 @@ static void token_tile(const struct fma_call *call, int64_t row,
                        int64_t column, struct fma_tile *tile) {
   const int64_t *grid = call->grid, *cell = call->tile, *rank = call->rank;
   /* Tokens of a sub-cell, a side; no tile is pooled where all is near. */
-  const int64_t side[2] = {max(cell[0] / rank[0], 1),
-                           max(cell[1] / rank[1], 1)};
+  const int64_t side[2] = {fma_max(cell[0] / rank[0], 1),
+                           fma_max(cell[1] / rank[1], 1)};
   int64_t columns = ceil_div(grid[1], cell[1]), count = 0;
   int64_t first = (row * columns + column) * rank[0] * rank[1];
-  int64_t bottom = min((row + 1) * cell[0], grid[0]);
-  int64_t right = min((column + 1) * cell[1], grid[1]);
+  int64_t bottom = fma_min((row + 1) * cell[0], grid[0]);
+  int64_t right = fma_min((column + 1) * cell[1], grid[1]);
   for (int64_t y = row * cell[0]; y < bottom; y++)
     for (int64_t x = column * cell[1]; x < right; x++) {
       tile->index[count] = tile->number[count] = y * grid[1] + x;
@@ -121,8 +119,8 @@ static void level_tile(const struct fma_call *call, int64_t row,
   int64_t step[2] = {
       (call->cell[0] / rank[0]) << (level - 1),
       call->ndim == 1 ? 1 : (call->cell[1] / rank[1]) << (level - 1)};
-  int64_t bottom = min((row + 1) * side, cells[0]);
-  int64_t right = min((column + 1) * side, cells[1]);
+  int64_t bottom = fma_min((row + 1) * side, cells[0]);
+  int64_t right = fma_min((column + 1) * side, cells[1]);
   for (int64_t y = row * side; y < bottom; y++)
     for (int64_t x = column * side; x < right; x++)
       for (int64_t part = 0; part < parts; part++) {
@@ -176,7 +174,9 @@ static void add_cell(const struct fma_call *call, const float *log_mass,
   }
 }
 
-static int64_t clamp3(int64_t offset) { return min(max(offset, -3), 3) + 3; }
+static int64_t clamp3(int64_t offset) {
+  return fma_min(fma_max(offset, -3), 3) + 3;
+}
 
 static void add_far(const struct fma_call *call, const float *log_mass,
                     int64_t row, int64_t column, struct fma_list *list) {
@@ -189,7 +189,7 @@ static void add_far(const struct fma_call *call, const float *log_mass,
       window(call, level, axis, here[axis], here[axis], &from[axis],
              &to[axis]);
     if (call->causal)
-      to[0] = min(to[0], here[0]);
+      to[0] = fma_min(to[0], here[0]);
     for (int64_t y = from[0]; y < to[0]; y++)
       for (int64_t x = from[1]; x < to[1]; x++) {
         int64_t dy = y - here[0], dx = x - here[1];
@@ -209,13 +209,13 @@ static void add_near(const struct fma_call *call, const uint8_t *mask,
   const int64_t *grid = call->grid, *cell = call->tile;
   int64_t tile[2] = {row, column}, from[2], to[2];
   for (int axis = 0; axis < 2; axis++) {
-    from[axis] = max((tile[axis] - 1) * cell[axis], 0);
-    to[axis] = min((tile[axis] + 2) * cell[axis], grid[axis]);
+    from[axis] = fma_max((tile[axis] - 1) * cell[axis], 0);
+    to[axis] = fma_min((tile[axis] + 2) * cell[axis], grid[axis]);
     if (call->everything)
       from[axis] = 0, to[axis] = grid[axis];
   }
   if (call->causal)
-    to[0] = min(to[0], (row + 1) * cell[0]);
+    to[0] = fma_min(to[0], (row + 1) * cell[0]);
   /* Offsets run from -(2m - 1) to 2m - 1, row by row. */
   int64_t reach = 2 * call->cell[0] - 1;
   int64_t pitch = call->ndim == 1 ? 1 : 2 * reach + 1;

@@ -12,8 +12,6 @@
 /* Their channels, where they are converted. */
 #define CHANNELS 256
 
-static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* Sub-cells of a level along an axis. */
 static int64_t points(const struct fma_pooling *call, int64_t level,
                       int axis) {
@@ -52,7 +50,7 @@ static void body(void *context) {
   int64_t piece;
   while ((piece = fma_take(&pass->work)) >= 0)
     for (int64_t row = piece * pass->chunk;
-         row < min((piece + 1) * pass->chunk, pass->rows); row++)
+         row < fma_min((piece + 1) * pass->chunk, pass->rows); row++)
       pass->row(pass->call, pass->level, row);
 }
 
@@ -77,7 +75,7 @@ static void add_tokens(const struct fma_pooling *call, const char **tokens,
     dim *= heads, heads = 1;
   for (int64_t head = 0; head < heads; head++)
     for (int64_t first = 0; first < dim; first += CHANNELS) {
-      int64_t channels = min(dim - first, CHANNELS);
+      int64_t channels = fma_min(dim - first, CHANNELS);
       float *to = total + head * dim + first;
       float rows[FEW][CHANNELS];
       const float *from[FEW];
@@ -105,8 +103,8 @@ static void sum_tokens(const struct fma_pooling *call, int64_t image,
   const int64_t *grid = call->grid, *stride = call->tokens.stride;
   int64_t side[2] = {call->cell[0] / call->rank[0],
                      call->cell[1] / call->rank[1]};
-  int64_t below = min((y + 1) * side[0], grid[0]);
-  int64_t right = min((x + 1) * side[1], grid[1]);
+  int64_t below = fma_min((y + 1) * side[0], grid[0]);
+  int64_t right = fma_min((x + 1) * side[1], grid[1]);
   int64_t size = item_size(call), span = call->heads * stride[3] * size;
   /* Some 8 KiB ahead, for memory: to the right, or in 1D below. */
   int64_t soon = 8192 / (span + 1) + 1;
@@ -137,8 +135,8 @@ static void sum_tokens(const struct fma_pooling *call, int64_t image,
 static void sum_children(const struct fma_pooling *call, int64_t level,
                          int64_t image, int64_t y, int64_t x, float *total) {
   int64_t channels = call->heads * call->dim;
-  int64_t below = min(2 * y + 2, points(call, level - 1, 0));
-  int64_t right = min(2 * x + 2, points(call, level - 1, 1));
+  int64_t below = fma_min(2 * y + 2, points(call, level - 1, 0));
+  int64_t right = fma_min(2 * x + 2, points(call, level - 1, 1));
   for (int64_t v = 2 * y; v < below; v++)
     for (int64_t u = 2 * x; u < right; u++) {
       const float *part =
@@ -252,9 +250,9 @@ static void weigh_row(const struct fma_weighing *call, int64_t image,
   const int64_t *grid = call->grid, *width = call->width;
   const int64_t *stride = call->tokens.stride;
   int64_t heads = call->heads, dim = call->dim;
-  int64_t below = min((y + 1) * width[0], grid[0]);
+  int64_t below = fma_min((y + 1) * width[0], grid[0]);
   for (int64_t x = 0; x < call->cells[1]; x++) {
-    int64_t right = min((x + 1) * width[1], grid[1]);
+    int64_t right = fma_min((x + 1) * width[1], grid[1]);
     int64_t cell = (image * call->cells[0] + y) * call->cells[1] + x;
     float *out = call->out + cell * call->parts * heads * dim;
     memset(out, 0, (size_t)(call->parts * heads * dim) * sizeof *out);

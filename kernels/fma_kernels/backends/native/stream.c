@@ -13,10 +13,6 @@
 
 #include "fma.h"
 
-static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* Floats of a row of all heads. */
 static int64_t row_size(const struct fma_stream *s) {
   return s->heads * s->dim;
@@ -181,14 +177,14 @@ static void make_list(const struct fma_stream *s, int64_t text, int64_t here,
   int64_t size = row_size(s), start = s->start[text], slots = 2 * s->cell;
   list->count = 0;
   for (int64_t level = 1; level <= FMA_MAX_LEVELS; level++) {
-    int64_t cell = here >> (level - 1), from = max(2 * (cell / 2 - 1), 0);
+    int64_t cell = here >> (level - 1), from = fma_max(2 * (cell / 2 - 1), 0);
     for (int64_t x = level == s->limit ? 0 : from; x < cell - 1; x++)
       add_cell(s, text, level, x, list);
     if (level == s->limit || cell < 2)
       break;
   }
   list->far = list->count;
-  for (int64_t i = max((here - 1) * s->cell, 0); i < end; i++) {
+  for (int64_t i = fma_max((here - 1) * s->cell, 0); i < end; i++) {
     int64_t at = (text * slots + i % slots) * size;
     if (i < start)
       add_row(list, s->near + at, s->near + s->batch * slots * size + at, 0,
@@ -214,8 +210,8 @@ static void prepare_body(void *context) {
     int64_t text = task / pass->tiles, tile = task % pass->tiles;
     int64_t start = s->start[text];
     int64_t cell = start / s->cell + tile;
-    int64_t from = max(cell * s->cell, start) - start;
-    int64_t to = min((cell + 1) * s->cell - start, s->count[text]);
+    int64_t from = fma_max(cell * s->cell, start) - start;
+    int64_t to = fma_min((cell + 1) * s->cell - start, s->count[text]);
     for (int64_t i = from; i < to; i++)
       turn(s, new_row(s, text, i, 1), token_angles(s, text, i),
            s->keys + (text * s->length + i) * row_size(s));
@@ -242,34 +238,24 @@ static size_t lay_out(const struct fma_stream *s, int64_t most,
                       struct scratch *t, char *at) {
   int64_t keys = list_size(s), dim = s->dim;
   size_t used = 0;
-#define TAKE(field, type, count)                             \
-  do {                                                       \
-    field = at ? (type *)(at + used) : NULL;                 \
-    used += ((size_t)(count) * sizeof(type) + 63) / 64 * 64; \
-  } while (0)
-  TAKE(t->list.index, int64_t, keys);
-  TAKE(t->list.key, const float *, keys);
-  TAKE(t->list.value, const float *, keys);
-  TAKE(t->list.bias, float, keys);
-  TAKE(t->key, const void *, keys);
-  TAKE(t->value, const void *, keys);
-  TAKE(t->rows, const float *, most);
-  TAKE(t->results, float *, most);
-  TAKE(t->turned, float, most *row_size(s));
-  TAKE(t->query, float, dim *most);
-  TAKE(t->out, float, dim *most);
-  TAKE(t->scores, float, FMA_BLOCK);
-  TAKE(t->maximum, float, most);
-  TAKE(t->sum, float, most);
-  TAKE(t->shares, float, most);
-  TAKE(t->junk, float, dim);
-  TAKE(t->position, int32_t, most);
-#undef TAKE
+  FMA_TAKE(t->list.index, int64_t, keys);
+  FMA_TAKE(t->list.key, const float *, keys);
+  FMA_TAKE(t->list.value, const float *, keys);
+  FMA_TAKE(t->list.bias, float, keys);
+  FMA_TAKE(t->key, const void *, keys);
+  FMA_TAKE(t->value, const void *, keys);
+  FMA_TAKE(t->rows, const float *, most);
+  FMA_TAKE(t->results, float *, most);
+  FMA_TAKE(t->turned, float, most *row_size(s));
+  FMA_TAKE(t->query, float, dim *most);
+  FMA_TAKE(t->out, float, dim *most);
+  FMA_TAKE(t->scores, float, FMA_BLOCK);
+  FMA_TAKE(t->maximum, float, most);
+  FMA_TAKE(t->sum, float, most);
+  FMA_TAKE(t->shares, float, most);
+  FMA_TAKE(t->junk, float, dim);
+  FMA_TAKE(t->position, int32_t, most);
   return used;
-}
-
-static int64_t padded(int64_t count) {
-  return (count + FMA_GROUP - 1) / FMA_GROUP * FMA_GROUP;
 }
 
 /* Queries [first, first + count) of a text, positions in the call, against a
@@ -296,7 +282,7 @@ static void attend(const struct fma_stream *s,
       .queries = (int)count,
       .width = (int)width,
       .dim = (int)dim,
-      .count = padded(seen),
+      .count = fma_padded(seen),
       .far = list->far,
       .key = t->key,
       .value = t->value,
@@ -341,7 +327,7 @@ static void attend_body(void *context) {
   struct pass *pass = context;
   const struct fma_stream *s = pass->stream;
   /* Also for one query: AVX2 multiplies and adds in one go. */
-  int64_t queries = max(min(s->length, s->cell), 8);
+  int64_t queries = fma_max(fma_min(s->length, s->cell), 8);
   const struct fma_kernels *kernels = fma_kernels_for((int)s->isa, queries);
   int64_t most = 2 * kernels->lanes;
   struct scratch t;
@@ -354,15 +340,15 @@ static void attend_body(void *context) {
   for (int64_t task; (task = fma_take(&pass->work)) >= 0;) {
     int64_t text = task / pass->tiles, start = s->start[text];
     int64_t cell = start / s->cell + task % pass->tiles;
-    int64_t from = max(cell * s->cell, start);
-    int64_t to = min((cell + 1) * s->cell, start + s->count[text]);
+    int64_t from = fma_max(cell * s->cell, start);
+    int64_t to = fma_min((cell + 1) * s->cell, start + s->count[text]);
     if (from >= to)
       continue;
     make_list(s, text, cell, to, &t.list);
     for (int64_t j = t.list.count; j % FMA_GROUP; j++)
       t.list.bias[j] = -INFINITY;
     for (; from < to; from += most)
-      attend(s, kernels, &t, text, from - start, min(to - from, most));
+      attend(s, kernels, &t, text, from - start, fma_min(to - from, most));
   }
   free(memory);
 }
@@ -370,8 +356,7 @@ static void attend_body(void *context) {
 int fma_stream(const struct fma_stream *s) {
   struct pass pass = {.stream = s};
   for (int64_t text = 0; text < s->batch; text++)
-    pass.tiles = max(pass.tiles, tile_count(s, text));
-  /* A single token is done before another thread has woken. */
+    pass.tiles = fma_max(pass.tiles, tile_count(s, text));
   int64_t pieces = s->batch * pass.tiles;
   pass.work.count = pieces;
   fma_parallel(s->threads, pieces, prepare_body, &pass);

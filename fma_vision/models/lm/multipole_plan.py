@@ -98,7 +98,12 @@ def state_angles(geometry: Geometry, leaf_cells: Tuple[int, ...], levels: int,
     """
     begin = torch.tensor(leaf_cells) * geometry.cell_size
     centres = _centres(geometry, _held(geometry, begin, levels, cells))
-    return torch.stack(rotary_table(centres, head_dim, base), -2).float()
+    return angles(centres, head_dim, base)
+
+
+def angles(at: torch.Tensor, head_dim: int, base: float) -> torch.Tensor:
+    """Cosines and sines at positions: float32 ``[..., 2, head_dim / 2]``."""
+    return torch.stack(rotary_table(at, head_dim, base), -2).float()
 
 
 def _near(geometry: Geometry, chunk: Chunk,

@@ -15,9 +15,9 @@ from fma_kernels import Hierarchy, auto_num_levels, fma1d, merge, pooling
 from fma_kernels.backends import native
 from fma_kernels.backends.native import stream
 
-from ...layers import FMAttention1D, rotary_table, rotate
+from ...layers import FMAttention1D, rotate
 from .chunk import Chunk, grown
-from .multipole_plan import Geometry, Plan, plan_of, state_angles
+from .multipole_plan import Geometry, Plan, angles, plan_of, state_angles
 from .multipole_state import SLOTS, MultipoleState, held_cells, take_new
 from .multipole_sums import add_tokens
 
@@ -155,17 +155,16 @@ class MultipoleStream:
         own: Optional[Own]
     ) -> Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]:
         """As :meth:`_attend`; sums where C can add them."""
-        attn, geometry, angles, packed = self.attn, self.geometry, None, None
+        attn, geometry, turns, packed = self.attn, self.geometry, None, None
         if attn.positions:
             name = 'angles', attn.head_dim, attn.rotary_base
             if name not in chunk.plans:
-                chunk.plans[name] = torch.stack(
-                    rotary_table(chunk.at, *name[1:]), -2).float()
+                chunk.plans[name] = angles(chunk.at, *name[1:])
             cells = tuple(n // attn.cell_size for n in chunk.starts)
-            angles = chunk.plans[name], state_angles(geometry, cells,
-                                                     state.far.shape[2],
-                                                     state.top.shape[2],
-                                                     *name[1:])
+            turns = chunk.plans[name], state_angles(geometry, cells,
+                                                    state.far.shape[2],
+                                                    state.top.shape[2],
+                                                    *name[1:])
         if own is not None:
             keys, values = own.packed
             packed = stream.Own(
@@ -173,7 +172,7 @@ class MultipoleStream:
                 own.tree.level_starts)
         taps = self._native_taps() if own is None else None
         out, near, sums = stream.attend(qkv, chunk.begin, chunk.count, state,
-                                        geometry, angles, packed, taps)
+                                        geometry, turns, packed, taps)
         return out, near, None if taps is None else sums
 
     def _native_taps(self) -> Optional[stream.Taps]:
@@ -186,7 +185,7 @@ class MultipoleStream:
         ]
         if weights[0][0].dim() == 4:
             return None
-        return [[x.detach().float().contiguous() for x in by_level]
+        return [[x.float().contiguous() for x in by_level]
                 for by_level in weights]
 
     def _attend(self, qkv: torch.Tensor, state: MultipoleState, chunk: Chunk,

@@ -36,9 +36,16 @@ def fixed_seed() -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """Forgets loggers of mmengine that write to the console of a past test."""
-    module = sys.modules.get('mmengine.logging.logger')
-    loggers = module.MMLogger._instance_dict if module else {}
+    """Forgets what MMEngine keeps of past tests, by name.
+
+    Loggers that write to a console that is gone; and what was logged, since
+    runs of one config that start in the same second have one name.
+    """
+    module = sys.modules.get('mmengine.logging')
+    if module is None:
+        return
+    module.MessageHub._instance_dict.clear()
+    loggers = module.MMLogger._instance_dict
     for name, logger in list(loggers.items()):
         streams = [getattr(x, 'stream', None) for x in logger.handlers]
         if any(stream is not None and stream.closed for stream in streams):

@@ -235,7 +235,7 @@ def test_script(repo_root, tmp_path):
     assert f'--out {tmp_path}/out/op_gpu.json' in begin
     assert failed.startswith('op1d FAILED with status 3')
     assert second.startswith('models\n') and 'gpu_models.py' in second
-    assert 'check' not in done.stdout
+    assert '== check' not in done.stdout
 
 
 @pytest.mark.gpu

@@ -41,12 +41,12 @@ from fma_kernels import Hierarchy, fma1d
 from fma_kernels.summaries import average_summaries
 from fma_vision.engine import (UserError, check_weights, read_checkpoint,
                                run_tool, select_state_dict)
+from fma_vision.engine.build import build_model, load_model_config
+from fma_vision.engine.environment import collect_environment
+from fma_vision.engine.files import write_json
+from fma_vision.engine.timing import peak_memory
 from fma_vision.layers import FMAttention1D, FullAttention1D
 from fma_vision.layers.positions import rotate
-from fma_vision.utils.configs import build_model, load_model_config
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_json
-from fma_vision.utils.timing import peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'full-lm-nano-4h_1xb1-40_books-16k'

@@ -29,17 +29,17 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import timm
 import torch
-from measure import Call, compare, run_parts, summary
+from measure import Call, compare, peak_resident, run_parts, summary
 from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 
 from fma_kernels.testing import missing_compiler
 from fma_vision.engine import UserError, trained_runner
+from fma_vision.engine.build import build_model, load_model_config
+from fma_vision.engine.precision import TOLERANCES, autocast, relative_error
+from fma_vision.engine.timing import peak_memory
 from fma_vision.layers import FMAttention2D
-from fma_vision.utils.configs import build_model, load_model_config
-from fma_vision.utils.precision import TOLERANCES, autocast, relative_error
-from fma_vision.utils.timing import peak_memory, peak_resident
 
 ROOT = Path(__file__).resolve().parents[1]
 FMA, SWIN = 'FMA-T', 'Swin-T'

@@ -28,9 +28,9 @@ from torch.ao.quantization import quantize_dynamic
 
 from fma_vision.engine import (UserError, check_weights, read_checkpoint,
                                select_state_dict)
-from fma_vision.utils.complexity import count_parameters
-from fma_vision.utils.configs import build_model, load_model_config
-from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
+from fma_vision.engine.build import build_model, load_model_config
+from fma_vision.engine.complexity import count_parameters
+from fma_vision.engine.timing import peak_memory, summarise, time_interleaved
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/lm/fma-lm-nano_1xb2-3k_books-1k.py'

@@ -25,10 +25,10 @@ import torch
 from measure import Call, compare, parser, record, settle
 from torch import Tensor, nn
 
+from fma_vision.engine.complexity import (attention_layer_macs,
+                                          count_parameters, measure_complexity)
+from fma_vision.engine.timing import peak_memory, time_interleaved
 from fma_vision.layers import build_attention
-from fma_vision.utils.complexity import (attention_layer_macs,
-                                         count_parameters, measure_complexity)
-from fma_vision.utils.timing import peak_memory, time_interleaved
 
 # An argument with this value becomes the grid.
 GRID = 'grid'

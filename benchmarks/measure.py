@@ -13,9 +13,9 @@ from unittest.mock import patch
 
 import torch
 
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_json
-from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
+from fma_vision.engine.environment import collect_environment
+from fma_vision.engine.files import write_json
+from fma_vision.engine.timing import peak_memory, summarise, time_interleaved
 
 Call = Callable[[], object]
 # Takes the command line and returns rows.
@@ -48,6 +48,36 @@ def after(setting: Call, run: Callable) -> Callable:
         return run(*args)
 
     return both
+
+
+def peak_resident(call: Call) -> Optional[int]:
+    """Bytes that the process grew by during a call, at the most.
+
+    Whoever asked for them: scratch of libraries is in, unlike in
+    :func:`~fma_vision.engine.timing.peak_memory`. What an earlier call freed
+    counts only if the C library gave it back: see ``MALLOC``.
+
+    Args:
+        call: What to measure; run it once before, so that caches exist.
+
+    Returns:
+        Bytes; None where the system does not say (all but Linux).
+    """
+
+    def resident(name: str) -> int:
+        text = Path('/proc/self/status').read_text()
+        return 1024 * int(re.search(rf'{name}:\s+(\d+)', text)[1])
+
+    try:
+        # The high-water mark begins anew.
+        Path('/proc/self/clear_refs').write_text('5')
+        before = resident('VmRSS')
+    except OSError:
+        return None
+    result = call()
+    peak = resident('VmHWM') - before
+    del result
+    return peak
 
 
 def attempt(run: Callable,

@@ -28,10 +28,11 @@ from typing import Dict, Iterator, List, Optional, Sequence
 import gpu_check
 import torch
 from case import LIMITS, Case, Op, Tensors, call, check, coarse
-from measure import Call, after, attempt, compare, run_parts, try_calls
+from measure import (Call, after, attempt, compare, peak_resident, run_parts,
+                     try_calls)
 from torch import nn
 
-from fma_vision.utils.timing import peak_memory, peak_resident
+from fma_vision.engine.timing import peak_memory
 
 
 def side_by_side(cases: Sequence[Case],

@@ -30,8 +30,8 @@ from fma_kernels.backends import triton as fused
 from fma_kernels.backends.triton import (ancestors, call, configs, keys,
                                          pooling, queries, subcells, summaries)
 from fma_kernels.options import Inputs, Options
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_json
+from fma_vision.engine.environment import collect_environment
+from fma_vision.engine.files import write_json
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(ROOT), str(ROOT / 'kernels')]
 
-from fma_vision.utils.errors import one_line  # noqa: E402
+from fma_vision.engine.errors import one_line  # noqa: E402
 
 # The model of a call without CONFIG and CHECKPOINT; change both together.
 DEMO_CONFIG = ROOT / ('configs/street/fma-nano_fpn_1xb8-2k_street8-256x256.py')
@@ -179,7 +179,7 @@ def build_model(cfg: Any) -> Tuple[torch.nn.Module, str]:
     """
     from mmengine.registry import init_default_scope
 
-    from fma_vision.utils.configs import build_model
+    from fma_vision.engine.build import build_model
     scope = cfg.get('default_scope', 'mmseg')
     init_default_scope(scope)  # for the test pipeline as well
     model = build_model(cfg)

@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(ROOT), str(ROOT / 'kernels')]
 
-from fma_vision.utils.errors import one_line  # noqa: E402
-from fma_vision.utils.vocabulary import Vocabulary  # noqa: E402
-from fma_vision.utils.vocabulary import build_vocabulary  # noqa: E402
+from fma_vision.datasets.vocabulary import Vocabulary  # noqa: E402
+from fma_vision.datasets.vocabulary import build_vocabulary  # noqa: E402
+from fma_vision.engine.errors import one_line  # noqa: E402
 
 # The model of a call without CONFIG and CHECKPOINT; change both together.
 DEMO_CONFIG = ROOT / 'configs/lm/fma-lm-nano_1xb2-3k_books-1k.py'
@@ -96,8 +96,8 @@ def load_model(config: str, checkpoint: str,
     """
     from fma_vision.engine import (check_weights, read_checkpoint,
                                    select_state_dict)
+    from fma_vision.engine.build import build_model, load_model_config
     from fma_vision.models.lm import FMALanguageModel
-    from fma_vision.utils.configs import build_model, load_model_config
     cfg = load_model_config(config)
     content = read_checkpoint(checkpoint)
     state = select_state_dict(content, checkpoint)

@@ -280,8 +280,8 @@ def test_shipped_weights_load(path: Path) -> None:
     import torch
 
     from fma_vision.engine import check_checkpoint, load_config
+    from fma_vision.engine.build import build_model
     from fma_vision.models import FMATransformer
-    from fma_vision.utils.configs import build_model
     test = json.loads(path.read_text())
     weights = ROOT / test['checkpoint']
     assert weights.stat().st_size <= 15e6

@@ -14,7 +14,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from fma_vision.utils.arguments import add_config_options, add_device
+    from fma_vision.engine.arguments import add_config_options, add_device
     parser = argparse.ArgumentParser(description='Test a model')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -117,8 +117,8 @@ def write_metrics(args: argparse.Namespace, runner, metrics: dict) -> None:
         runner (mmengine.runner.Runner): After the test.
         metrics (dict[str, float]): Its result.
     """
-    from fma_vision.utils.environment import collect_environment
-    from fma_vision.utils.files import write_json
+    from fma_vision.engine.environment import collect_environment
+    from fma_vision.engine.files import write_json
     device = next(runner.model.parameters()).device
     # float32 numbers carry no more than about seven digits.
     rounded = {k: round(float(v), 4) for k, v in metrics.items()}

@@ -14,7 +14,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from fma_vision.utils.arguments import add_config_options, add_device
+    from fma_vision.engine.arguments import add_config_options, add_device
     parser = argparse.ArgumentParser(description='Train a model')
     parser.add_argument('config', help='config file')
     parser.add_argument(

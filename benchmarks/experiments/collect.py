@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from logs import read_json, read_log
 
 from fma_vision.engine import UserError
-from fma_vision.utils.configs import input_shape, load_model_config, measure
-from fma_vision.utils.files import write_bytes
+from fma_vision.engine.build import input_shape, load_model_config, measure
+from fma_vision.engine.files import write_bytes
 
 RESULTS = Path(__file__).resolve().parents[1] / 'results'
 # What tests call it, and what the results do.

@@ -31,9 +31,9 @@ from logs import read_json
 from protocol import FILES, Run, read
 
 from fma_vision.engine import UserError, load_config, run_tool
-from fma_vision.utils.arguments import add_device, positive_number
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_json
+from fma_vision.engine.arguments import add_device, positive_number
+from fma_vision.engine.environment import collect_environment
+from fma_vision.engine.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 # Below this many minutes nothing is worth the start.

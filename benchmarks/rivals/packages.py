@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from fma_vision.engine.errors import one_line
 from fma_vision.layers.baselines.band import banded_attention
 from fma_vision.layers.baselines.linear import linear_attention
-from fma_vision.utils.errors import one_line
 
 # Distributions by family.
 PACKAGES = {

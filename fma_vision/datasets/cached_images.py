@@ -16,9 +16,9 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine.logging import print_log
 
+from fma_vision.engine.errors import one_line
+from fma_vision.engine.files import whole_file, write_bytes
 from fma_vision.registry import TRANSFORMS
-from fma_vision.utils.errors import one_line
-from fma_vision.utils.files import whole_file, write_bytes
 
 FOLDER = 'cache'
 # What a sample holds: the file, the place of its first byte, and the shape.

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from fma_vision.datasets.vocabulary import (CharacterVocabulary, Vocabulary,
+                                            build_vocabulary)
 from fma_vision.registry import DATASETS
-from fma_vision.utils.vocabulary import (CharacterVocabulary, Vocabulary,
-                                         build_vocabulary)
 
 from .mapped_text import MappedText, find_files
 from .token_streams import open_stream, symbols_of

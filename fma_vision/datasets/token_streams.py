@@ -9,8 +9,9 @@ from typing import Iterator, Set
 
 import numpy as np
 
-from fma_vision.utils.vocabulary import (ByteVocabulary, CharacterVocabulary,
-                                         TokenizerVocabulary, Vocabulary)
+from fma_vision.datasets.vocabulary import (ByteVocabulary,
+                                            CharacterVocabulary,
+                                            TokenizerVocabulary, Vocabulary)
 
 from .mapped_text import MappedText
 

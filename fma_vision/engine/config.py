@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 from fma_vision import registry  # noqa: F401  silences the hosts' imports
-from fma_vision.utils.errors import one_line
+from fma_vision.engine.errors import one_line
 
 from mmengine.config import Config  # isort: skip
 

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from fma_vision.datasets import mapped_text, token_streams
 from fma_vision.datasets.mapped_text import MappedText
 from fma_vision.datasets.text import TextDataset
-from fma_vision.utils.vocabulary import (ByteVocabulary, CharacterVocabulary,
-                                         build_vocabulary)
+from fma_vision.datasets.vocabulary import (ByteVocabulary,
+                                            CharacterVocabulary,
+                                            build_vocabulary)
 
 # One to four bytes a character.
 TEXT = 'Zwölf €uro, ναί 🙂!\n'

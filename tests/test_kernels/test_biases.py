@@ -14,7 +14,7 @@ from fma_kernels import Hierarchy, auto_num_levels, fma1d, fma2d
 from fma_kernels.backends import torch as blocked
 from fma_kernels.testing import (assert_close, random_biases, random_mask,
                                  random_qkv)
-from fma_vision.utils.timing import peak_memory
+from fma_vision.engine.timing import peak_memory
 
 pytestmark = pytest.mark.sampled
 

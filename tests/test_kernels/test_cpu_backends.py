@@ -13,7 +13,7 @@ from fma_kernels.backends import torch as blocked
 from fma_kernels.options import Inputs, Options
 from fma_kernels.testing import (assert_close, random_mask, random_qkv,
                                  random_summaries)
-from fma_vision.utils.timing import peak_memory
+from fma_vision.engine.timing import peak_memory
 
 pytestmark = pytest.mark.sampled
 

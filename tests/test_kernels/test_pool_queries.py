@@ -18,7 +18,7 @@ from fma_kernels.pooled import far_field, near_field
 from fma_kernels.pooling import average_pyramid, pack
 from fma_kernels.testing import (assert_close, missing_compiler, random_mask,
                                  random_qkv, random_summaries)
-from fma_vision.utils.timing import peak_memory
+from fma_vision.engine.timing import peak_memory
 
 pytestmark = pytest.mark.sampled
 

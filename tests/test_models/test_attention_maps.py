@@ -4,8 +4,8 @@ import torch
 
 from fma_vision import layers
 from fma_vision.models import FMATransformer
-from fma_vision.utils.attention_maps import (attention_maps, map_layers,
-                                             record_inputs)
+from fma_vision.visualization.attention_maps import (attention_maps,
+                                                     map_layers, record_inputs)
 
 LAYERS = [
     layers.FMAttention2D(16, 2),

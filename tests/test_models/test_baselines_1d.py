@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from fma_vision.engine.complexity import measure_complexity
 from fma_vision.layers import FMMformerAttention1D, build_attention
 from fma_vision.models import FMALanguageModel
-from fma_vision.utils.complexity import measure_complexity
 
 DIM, HEADS = 16, 2
 LENGTHS = [1, 13, 70]

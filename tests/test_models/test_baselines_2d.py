@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 import torch
 
+from fma_vision.engine.complexity import measure_complexity
 from fma_vision.layers import NeighborhoodAttention, build_attention
 from fma_vision.models import FMATransformer
-from fma_vision.utils.complexity import measure_complexity
 
 DIM, HEADS = 16, 2
 GRIDS = [(1, 1), (1, 13), (3, 2), (5, 9), (11, 8)]

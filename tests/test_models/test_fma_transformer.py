@@ -10,8 +10,8 @@ from oracles import definition
 from torch import nn
 
 from fma_vision import FMATransformer
+from fma_vision.engine.complexity import measure_complexity
 from fma_vision.models.backbones.blocks import PatchMerging
-from fma_vision.utils.complexity import measure_complexity
 
 TWIN = dict(type='WindowAttention', window_size=7)
 SMALL = dict(embed_dims=16, depths=[1, 1, 2], num_heads=[1, 2, 4])

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fma_kernels import Hierarchy, fma2d, naive, pooling
+from fma_vision.engine.complexity import measure_complexity
 from fma_vision.layers import FMAttention1D, FMAttention2D, rotate
-from fma_vision.utils.complexity import measure_complexity
 
 LEARNED = ['grouped_conv', 'conv', dict(type='hierarchical', shared=True)]
 # What asks, and the summaries it needs.
@@ -230,7 +230,7 @@ def test_macs_count_sub_cells():
 def test_backward_counts_two_and_a_half_times():
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fma_vision.utils.complexity import attention_formulas
+    from fma_vision.engine.complexity import attention_formulas
     x = torch.randn(1, 11, 14, 2, 8, requires_grad=True)
     counters = [
         FlopCounterMode(display=False, custom_mapping=attention_formulas())

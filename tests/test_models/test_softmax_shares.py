@@ -7,7 +7,7 @@ from torch import nn
 from fma_kernels.naive import visibility
 from fma_kernels.pooling import average_pyramid, masses, pack
 from fma_vision.layers import FMAttention1D, FMAttention2D
-from fma_vision.utils.softmax_shares import record_shares
+from fma_vision.visualization.softmax_shares import record_shares
 
 
 def dense_shares(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ pytest.importorskip('mmseg')
 from synthetic import small_config, write_paired
 
 from fma_vision.engine import UserError
-from fma_vision.utils.configs import build_model, load_model_config
+from fma_vision.engine.build import build_model, load_model_config
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/camvid/fma-nano_fpn_1xb4-400_camvid-240x320.py'

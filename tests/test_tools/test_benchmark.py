@@ -6,9 +6,9 @@ import statistics
 import pytest
 import torch
 
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_bytes, write_json
-from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
+from fma_vision.engine.environment import collect_environment
+from fma_vision.engine.files import write_bytes, write_json
+from fma_vision.engine.timing import peak_memory, summarise, time_interleaved
 
 pytest.importorskip('mmpretrain')
 

@@ -21,7 +21,7 @@ from synthetic import small_config, write_class_folders, write_paired
 
 from fma_vision.datasets.classification import CIFAR10_CLASSES
 from fma_vision.engine import UserError, load_config, read_checkpoint
-from fma_vision.utils.files import write_json
+from fma_vision.engine.files import write_json
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / 'benchmarks/experiments'

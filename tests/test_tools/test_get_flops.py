@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fma_vision.engine.complexity import count_parameters, measure_complexity
 from fma_vision.layers import (FMAttention1D, FMAttention2D, FullAttention,
                                FullAttention1D, WindowAttention)
-from fma_vision.utils.complexity import count_parameters, measure_complexity
 
 SCRIPT = 'tools/analysis_tools/get_flops.py'
 TINY = 'configs/imagenet/fma-tiny_16xb64_in1k-224px.py'
@@ -94,7 +94,7 @@ def test_windows_count_as_the_layer_says():
 def test_backward_of_multipole_attention_is_counted():
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fma_vision.utils.complexity import attention_formulas
+    from fma_vision.engine.complexity import attention_formulas
     layer = FMAttention2D(8, 2, cell_size=2)
     x = torch.randn(1, 9, 9, 8)
     with FlopCounterMode(
@@ -150,7 +150,7 @@ def test_tiny_has_the_size_of_swin_t(get_flops, repo_root, capsys, tmp_path):
 
 def test_attention_of_a_backbone_is_the_sum_of_its_layers(
         get_flops, repo_root):
-    from fma_vision.utils.configs import build_model
+    from fma_vision.engine.build import build_model
     cfg = get_flops.load_model_config(
         str(repo_root / TINY), {
             'model.backbone.arch': 'nano',
@@ -175,7 +175,7 @@ def test_segmentation_without_auxiliary_head(get_flops, repo_root):
         'model.decode_head.channels': 16,
         'model.auxiliary_head.in_channels': 128
     }
-    from fma_vision.utils.configs import build_model, training_size
+    from fma_vision.engine.build import build_model, training_size
     cfg = get_flops.load_model_config(str(repo_root / UPERNET), options)
     found = get_flops.measure(cfg, (64, 96))
     model = build_model(cfg)
@@ -188,7 +188,7 @@ def test_segmentation_without_auxiliary_head(get_flops, repo_root):
 
 def test_language_models_take_a_length(get_flops, repo_root, capsys):
     from fma_vision.engine import UserError
-    from fma_vision.utils.configs import build_model
+    from fma_vision.engine.build import build_model
     path = str(repo_root / 'configs/lm/fma-lm_1xb32-20k_books-1k.py')
     get_flops.main([path])
     assert 'text      1024 tokens' in capsys.readouterr().out
@@ -242,7 +242,7 @@ def test_bad_shapes_are_refused(get_flops, shape, capsys):
 
 
 def test_sequence_classifiers_take_a_length(get_flops, repo_root, capsys):
-    from fma_vision.utils.configs import build_model
+    from fma_vision.engine.build import build_model
     path = str(repo_root / 'configs/lra/fma-lra-small_1xb32-5k_listops.py')
     get_flops.main([path])
     # The longest sequence that the model takes.

@@ -47,7 +47,7 @@ def test_parts_and_tables(ops, module, tables, tmp_path, monkeypatch):
     assert tables['operation, GPU details']() is None
     out = tmp_path / 'op_gpu.json'
     monkeypatch.setenv('COMMIT', 'feed')
-    monkeypatch.setattr('fma_vision.utils.environment.git_commit',
+    monkeypatch.setattr('fma_vision.engine.environment.git_commit',
                         lambda: None)
     parts = 'machine', 'op2d', 'op1d'
     options = *OPTIONS, '--threads', '1', '--out', str(out)

@@ -42,7 +42,8 @@ MODELS = dict(
 
 
 def vocabulary_of(name):
-    from fma_vision.utils.vocabulary import ByteVocabulary, CharacterVocabulary
+    from fma_vision.datasets.vocabulary import (ByteVocabulary,
+                                                CharacterVocabulary)
     return CharacterVocabulary(SYMBOLS) if name == 'characters' else \
         ByteVocabulary()
 
@@ -55,7 +56,7 @@ def demo(load_script):
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
     """For each name a config and random weights, as training saves them."""
-    from fma_vision.utils.configs import build_model, load_model_config
+    from fma_vision.engine.build import build_model, load_model_config
     folder = tmp_path_factory.mktemp('models')
     for name, settings in MODELS.items():
         config = folder / f'{name}.py'
@@ -178,7 +179,7 @@ def test_seed_decides(run):
 
 
 def test_default_prompt_is_of_common_characters(demo, run):
-    from fma_vision.utils.vocabulary import CharacterVocabulary
+    from fma_vision.datasets.vocabulary import CharacterVocabulary
     shakespeare = CharacterVocabulary("\n !$&',-.3:;?" + ''.join(
         chr(65 + i) + chr(97 + i) for i in range(26)))
     assert shakespeare.vocab_size == 65
@@ -241,8 +242,8 @@ def test_stop_option(run):
 
 def test_half_a_character_is_never_shown(demo):
     """A model that draws the bytes of one character over and over."""
+    from fma_vision.datasets.vocabulary import ByteVocabulary
     from fma_vision.models.lm import FMALanguageModel
-    from fma_vision.utils.vocabulary import ByteVocabulary
     model = FMALanguageModel(256, 16, 1, 2, 4, 2).eval()
     data = '🙂'.encode()
     cycle = dict(zip(data, data[1:] + data[:1]))
@@ -322,7 +323,7 @@ def test_interactive_survives_unknown_characters(run):
 
 def test_tokenizer(demo, run, models, tmp_path, monkeypatch):
     tokenizers = pytest.importorskip('tokenizers')
-    from fma_vision.utils.vocabulary import TokenizerVocabulary
+    from fma_vision.datasets.vocabulary import TokenizerVocabulary
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
         add_prefix_space=False)

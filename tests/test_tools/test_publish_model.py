@@ -260,7 +260,7 @@ def test_an_interrupted_write_leaves_nothing(publish_model, tmp_path,
     def fail(source, target):
         raise OSError('disk full')
 
-    from fma_vision.utils import files
+    from fma_vision.engine import files
     monkeypatch.setattr(files.os, 'replace', fail)
     source = save(training_checkpoint(), tmp_path)
     with pytest.raises(OSError, match='disk full'):

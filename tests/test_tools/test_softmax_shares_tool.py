@@ -14,7 +14,7 @@ from synthetic import small_config, write_class_folders
 
 from fma_vision.datasets.classification import CIFAR10_CLASSES
 from fma_vision.engine import UserError
-from fma_vision.utils.configs import build_model, load_model_config
+from fma_vision.engine.build import build_model, load_model_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -392,7 +392,7 @@ class TestErrors:
             train(tools, trained.seg, *options)
         assert not list(tmp_path.glob('*.pth'))
         from fma_vision.engine import load_config
-        from fma_vision.utils.configs import build_model
+        from fma_vision.engine.build import build_model
         cfg = load_config(trained.seg)
         cfg.model.decode_head.num_classes = number
         path = tmp_path / 'fits.pth'

@@ -30,16 +30,16 @@ from mmengine.config import Config
 from torch import Tensor
 
 from fma_vision.engine import UserError, run_tool
+from fma_vision.engine.arguments import add_config_options, positive
+from fma_vision.engine.build import (build_model, input_channels,
+                                     is_language_model, load_model_config)
+from fma_vision.engine.complexity import count_parameters
+from fma_vision.engine.environment import collect_environment
+from fma_vision.engine.files import write_json
+from fma_vision.engine.precision import (DTYPES, TOLERANCES, autocast,
+                                         relative_error)
+from fma_vision.engine.timing import peak_memory, summarise, time_interleaved
 from fma_vision.layers import FMAttention2D
-from fma_vision.utils.arguments import add_config_options, positive
-from fma_vision.utils.complexity import count_parameters
-from fma_vision.utils.configs import (build_model, input_channels,
-                                      is_language_model, load_model_config)
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_json
-from fma_vision.utils.precision import (DTYPES, TOLERANCES, autocast,
-                                        relative_error)
-from fma_vision.utils.timing import peak_memory, summarise, time_interleaved
 
 # Several levels of cells, with ragged borders, yet cheap for the reference.
 CHECK_SIZE = (200, 200)

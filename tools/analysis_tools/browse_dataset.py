@@ -21,7 +21,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from fma_vision.utils.arguments import add_config_options
+    from fma_vision.engine.arguments import add_config_options
     parser = argparse.ArgumentParser(
         description='Write pictures of a dataset after its pipeline')
     parser.add_argument('config', help='config file')

@@ -28,12 +28,12 @@ if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
 from fma_vision.engine import run_tool
-from fma_vision.utils.arguments import add_config_options
-from fma_vision.utils.complexity import Complexity
-from fma_vision.utils.configs import (input_channels, input_shape,
-                                      is_language_model, load_model_config,
-                                      measure)
-from fma_vision.utils.files import write_json
+from fma_vision.engine.arguments import add_config_options
+from fma_vision.engine.build import (input_channels, input_shape,
+                                     is_language_model, load_model_config,
+                                     measure)
+from fma_vision.engine.complexity import Complexity
+from fma_vision.engine.files import write_json
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

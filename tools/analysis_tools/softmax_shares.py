@@ -24,10 +24,10 @@ if __name__ == '__main__':  # so that a checkout works without installing it
 import torch
 
 from fma_vision.engine import UserError, run_tool, trained_runner
-from fma_vision.utils.arguments import add_runner_arguments, positive
-from fma_vision.utils.environment import collect_environment
-from fma_vision.utils.files import write_json
-from fma_vision.utils.softmax_shares import Shares, record_shares
+from fma_vision.engine.arguments import add_runner_arguments, positive
+from fma_vision.engine.environment import collect_environment
+from fma_vision.engine.files import write_json
+from fma_vision.visualization.softmax_shares import Shares, record_shares
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -52,8 +52,8 @@ def measure(args: argparse.Namespace) -> Tuple[Shares, int]:
         args: From :func:`parse_args`.
 
     Returns:
-        What :func:`fma_vision.utils.softmax_shares.record_shares` gives,
-        and how many batches there were.
+        What :func:`~fma_vision.visualization.softmax_shares.record_shares`
+        gives, and how many batches there were.
 
     Raises:
         UserError: The model has no FMA layer that runs, or cannot be run.

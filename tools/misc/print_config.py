@@ -13,7 +13,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from fma_vision.utils.arguments import add_config_options
+    from fma_vision.engine.arguments import add_config_options
     parser = argparse.ArgumentParser(description='Print the whole config')
     parser.add_argument('config', help='config file')
     parser.add_argument(

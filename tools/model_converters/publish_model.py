@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from fma_vision.engine import UserError, read_checkpoint, run_tool
-from fma_vision.utils.configs import build_model, load_model_config
-from fma_vision.utils.files import write_bytes
+from fma_vision.engine.build import build_model, load_model_config
+from fma_vision.engine.files import write_bytes
 
 # What a later user needs: names to show, the model's config, how far it ran.
 KEPT_META = ('dataset_meta', 'cfg', 'epoch', 'iter', 'seed',

@@ -32,9 +32,9 @@ from matplotlib.patches import Rectangle
 from mmengine.config import Config
 
 from fma_vision.engine import UserError, run_tool, trained_runner
-from fma_vision.utils.arguments import add_runner_arguments, positive
-from fma_vision.utils.attention_maps import (Layers, attention_maps,
-                                             map_layers, record_inputs)
+from fma_vision.engine.arguments import add_runner_arguments, positive
+from fma_vision.visualization.attention_maps import (Layers, attention_maps,
+                                                     map_layers, record_inputs)
 
 # Multiples of an even share that colours tell apart; less is white.
 LOW, HIGH = 0.1, 100

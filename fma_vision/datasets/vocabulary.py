@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Union
 import numpy as np
 import torch
 
-from .files import write_json
+from fma_vision.engine.files import write_json
 
 __all__ = [
     'ByteVocabulary', 'CharacterVocabulary', 'TokenizerVocabulary',

@@ -2,11 +2,9 @@
 
 import math
 import os
-import re
 import statistics
 import time
-from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Optional, Union
+from typing import Callable, Dict, List, Mapping, Union
 
 import torch
 from torch.autograd import DeviceType
@@ -130,35 +128,4 @@ def peak_memory(call: Call, device: Union[str, torch.device] = 'cpu') -> int:
     for event in events:
         alive += event.nbytes()
         peak = max(peak, alive)
-    return peak
-
-
-def peak_resident(call: Call) -> Optional[int]:
-    """Bytes that the process grew by during a call, at the most.
-
-    Whoever asked for them: scratch of libraries is in, unlike in
-    :func:`peak_memory`. What an earlier call freed counts only if the C
-    library gave it back: start the process with a small
-    ``MALLOC_MMAP_THRESHOLD_``.
-
-    Args:
-        call: What to measure; run it once before, so that caches exist.
-
-    Returns:
-        Bytes; None where the system does not say (all but Linux).
-    """
-
-    def resident(name: str) -> int:
-        text = Path('/proc/self/status').read_text()
-        return 1024 * int(re.search(rf'{name}:\s+(\d+)', text)[1])
-
-    try:
-        # The high-water mark begins anew.
-        Path('/proc/self/clear_refs').write_text('5')
-        before = resident('VmRSS')
-    except OSError:
-        return None
-    result = call()
-    peak = resident('VmHWM') - before
-    del result
     return peak

@@ -1,1 +1,0 @@
-"""Helpers for tools and tests; each module imports only what it needs."""

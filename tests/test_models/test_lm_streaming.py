@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fma_kernels import Hierarchy
+from fma_kernels.backends.native import block as native_block
 from fma_kernels.backends.native import stream as native
 from fma_kernels.backends.native.library import unavailable
 from fma_vision.models import FMALanguageModel
@@ -139,13 +140,17 @@ def test_float32_stays_at_rounding():
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+@pytest.mark.parametrize('watched', [False, True])
 @pytest.mark.parametrize('isa', ['portable', 'avx2', 'avx512'])
 @pytest.mark.parametrize('name', [
     name for name, kwargs in FORMS.items()
     if 'Attention' not in str(kwargs) and kwargs.get('num_levels') != 0
 ])
-def test_native_call_equals_the_parallel_form(name, isa, monkeypatch):
-    """Steps and chunks, rows of different lengths, from C in float32."""
+def test_native_call_equals_the_parallel_form(name, isa, watched, monkeypatch):
+    """Steps and chunks, rows of different lengths, from C in float32.
+
+    By whole blocks, and, where somebody looks on, by their layers.
+    """
     monkeypatch.setenv('FMA_KERNELS_ISA', isa)
     model = _model(**FORMS[name])
     tokens, more = _tokens(3, LENGTH), _tokens(3, 30)
@@ -157,12 +162,17 @@ def test_native_call_equals_the_parallel_form(name, isa, monkeypatch):
     ]
     model, calls = model.float(), []
 
-    def counted(*args):
-        calls.append(args)
-        return attend(*args)
+    for module in (native, native_block):
 
-    attend = native.attend
-    monkeypatch.setattr(native, 'attend', counted)
+        def counted(entry, call, run=module.run):
+            calls.append(entry)
+            run(entry, call)
+
+        monkeypatch.setattr(module, 'run', counted)
+    seen = []
+    if watched:
+        for block in model.blocks:
+            block.mlp.fc1.register_forward_hook(lambda *args: seen.append(1))
     try:
         model.prefill(tokens[:, :3])
     except ValueError as error:
@@ -178,6 +188,9 @@ def test_native_call_equals_the_parallel_form(name, isa, monkeypatch):
                 torch.testing.assert_close(
                     found.double(), wanted, rtol=1e-4, atol=1e-5)
     assert len(calls) > 60
+    # C adds no sums of full matrices, so that layers are called there.
+    whole = 'fma_block' in calls
+    assert whole != (watched or name == 'conv') and (len(seen) > 60) == watched
 
 
 def test_native_call_refuses_another_state():

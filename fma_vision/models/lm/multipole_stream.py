@@ -7,16 +7,19 @@ first two cells of an aligned chunk see a cell before the chunk, and the state
 holds these.
 """
 
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 
 from fma_kernels import Hierarchy, auto_num_levels, fma1d, merge, pooling
 from fma_kernels.backends import native
+from fma_kernels.backends.native import block as native_block
 from fma_kernels.backends.native import stream
 
 from ...layers import FMAttention1D, rotate
+from .blocks import LMBlock
 from .chunk import Chunk, grown
+from .fused_block import weights_of
 from .multipole_plan import Geometry, Plan, angles, plan_of, state_angles
 from .multipole_state import SLOTS, MultipoleState, held_cells, take_new
 from .multipole_sums import add_tokens
@@ -140,8 +143,11 @@ class MultipoleStream:
         own = None
         if not chunk.within(attn.cell_size):
             own = self._summarise(pair, chunk)
-        if attn.backend in ('auto', 'native') and native.usable(qkv):
-            out, near, sums = self._attend_natively(qkv, state, chunk, own)
+        if self._native(qkv):
+            options = self._native_options(state, chunk, own)
+            out, near, sums = stream.attend(qkv, chunk.begin, chunk.count,
+                                            state, self.geometry, **options)
+            sums = sums if options['taps'] else None
         else:
             out, near, sums = self._attend(qkv, state, chunk, own)
         if sums is None:
@@ -150,11 +156,43 @@ class MultipoleStream:
         out = attn.proj(out.reshape(-1, attn.dim).to(x.dtype))
         return out.view_as(x), state
 
-    def _attend_natively(
-        self, qkv: torch.Tensor, state: MultipoleState, chunk: Chunk,
-        own: Optional[Own]
-    ) -> Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]:
-        """As :meth:`_attend`; sums where C can add them."""
+    def block(
+        self, block: LMBlock, x: torch.Tensor, state: MultipoleState,
+        chunk: Chunk
+    ) -> Optional[Tuple[torch.Tensor, MultipoleState]]:
+        """All of a block in one native call, if it may be.
+
+        Args:
+            block (LMBlock): That of the layer.
+            x (Tensor): ``[B, T, dim]``, what the block is given.
+            state (MultipoleState): Before; it is not changed.
+            chunk (Chunk): Where the tokens lie.
+
+        Returns:
+            tuple[Tensor, MultipoleState], optional: What the block gives, and
+            the state after; None where its layers must be called.
+        """
+        if not self._native(x, state.near) or not chunk.within(
+                self.attn.cell_size):
+            return None
+        weights = weights_of(block, x)
+        options = self._native_options(state, chunk, None)
+        if weights is None or options['taps'] is None:
+            return None
+        x, near, sums = native_block.block(x, weights, self.attn.num_heads,
+                                           chunk.begin, chunk.count, state,
+                                           self.geometry, **options)
+        state = state._replace(near=near, sums=sums)
+        return x, self._read(None, state, chunk)
+
+    def _native(self, *tensors: torch.Tensor) -> bool:
+        """Whether the native kernels attend."""
+        return self.attn.backend in ('auto', 'native') and all(
+            map(native.usable, tensors))
+
+    def _native_options(self, state: MultipoleState, chunk: Chunk,
+                        own: Optional[Own]) -> Dict[str, Any]:
+        """Of the native calls; without taps, C does not add the sums."""
         attn, geometry, turns, packed = self.attn, self.geometry, None, None
         if attn.positions:
             name = 'angles', attn.head_dim, attn.rotary_base
@@ -171,9 +209,7 @@ class MultipoleStream:
                 self._turn_own(keys, own, chunk), values.contiguous(),
                 own.tree.level_starts)
         taps = self._native_taps() if own is None else None
-        out, near, sums = stream.attend(qkv, chunk.begin, chunk.count, state,
-                                        geometry, turns, packed, taps)
-        return out, near, None if taps is None else sums
+        return dict(angles=turns, own=packed, taps=taps)
 
     def _native_taps(self) -> Optional[stream.Taps]:
         """Weights of the sums, by form and level; None for matrices."""

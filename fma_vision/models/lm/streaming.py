@@ -230,16 +230,24 @@ def _advance(model: nn.Module, streams: List[Any], tokens: torch.Tensor,
     tokens = model.check_tokens(tokens, max(chunk.ends))
     limit = model.max_length
     at = chunk.at if limit is None else chunk.at.clamp(max=limit - 1)
-    shape = tokens.shape
-    # [B * T, C]: for a single token, products of two axes are faster.
-    x = model.embed_tokens(tokens, at).flatten(0, 1)
+    x = model.embed_tokens(tokens, at)
     layers = []
     for block, stream, layer in zip(model.blocks, streams, state.layers):
-        out, layer = stream(block.norm1(x).view(*shape, -1), layer, chunk)
-        x = x + out.reshape(x.shape)
-        x = x + block.mlp(block.norm2(x))
+        fused = getattr(stream, 'block', None)
+        found = fused(block, x, layer, chunk) if fused else None
+        x, layer = found or _apply(block, stream, x, layer, chunk)
         layers.append(layer)
-    return x.view(*shape, -1), LMState(chunk.ends, tuple(layers))
+    return x, LMState(chunk.ends, tuple(layers))
+
+
+def _apply(block: nn.Module, stream: Any, x: torch.Tensor, layer: NamedTuple,
+           chunk: Chunk) -> Tuple[torch.Tensor, NamedTuple]:
+    """A block by its layers: ``[B, T, C]`` and the state after."""
+    # [B * T, C]: for a single token, products of two axes are faster.
+    rows = x.flatten(0, 1)
+    out, layer = stream(block.norm1(rows).view(x.shape), layer, chunk)
+    rows = rows + out.reshape(rows.shape)
+    return (rows + block.mlp(block.norm2(rows))).view(x.shape), layer
 
 
 @torch.no_grad()

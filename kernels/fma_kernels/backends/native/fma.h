@@ -201,6 +201,9 @@ struct fma_kernels {
   int lanes;
   void (*forward)(const struct fma_job *job);
   void (*backward)(const struct fma_job *job);
+  /* to[j] = sum_c x[c] * rows[j][c], rows [count, dim] */
+  void (*dots)(int64_t count, int64_t dim, const float *x, const float *rows,
+               float *to);
 };
 
 extern const struct fma_kernels fma_portable;
@@ -301,5 +304,27 @@ struct fma_stream {
   float *out;                 /* [B, T, ...] */
 };
 FMA_EXPORT int fma_stream(const struct fma_stream *stream);
+
+/* A block around it, for few rows [B T, dim] of all heads; see block.c. What
+ * attends reads `projected` as its qkv. */
+struct fma_norm {
+  const float *weight, *bias; /* [dim] */
+  double epsilon;
+};
+struct fma_layer {
+  const float *weight, *bias; /* [out, in]; [out] or null */
+};
+struct fma_block {
+  const struct fma_stream *attention;
+  int64_t hidden; /* channels inside the MLP */
+  struct fma_norm norm1, norm2;
+  struct fma_layer qkv, proj, fc1, fc2;
+  const float *x;        /* [rows, dim] */
+  float *y;              /* [rows, dim] */
+  float *normal, *after; /* scratch [rows, dim] */
+  float *projected;      /* scratch [rows, 3 dim] */
+  float *between;        /* scratch [rows, hidden] */
+};
+FMA_EXPORT int fma_block(const struct fma_block *block);
 
 #endif

@@ -56,12 +56,14 @@ static const float *token_angles(const struct fma_stream *s, int64_t text,
 }
 
 /* ------------------------------------------------------------- the state */
-/* The last 2 m tokens: token i in slot i modulo 2 m. */
-static void keep_near(const struct fma_stream *s, int64_t text) {
+/* The last 2 m tokens: token i in slot i modulo 2 m. A part of the slots. */
+static void keep_near(const struct fma_stream *s, int64_t text, int64_t part,
+                      int64_t parts) {
   int64_t size = row_size(s), slots = 2 * s->cell, start = s->start[text];
   int64_t last = start + s->count[text] - 1;
   int64_t values = s->batch * slots * size; /* behind the keys */
-  for (int64_t slot = 0; slot < slots; slot++) {
+  for (int64_t slot = slots * part / parts; slot < slots * (part + 1) / parts;
+       slot++) {
     int64_t at = (text * slots + slot) * size;
     int64_t token = last - ((last - slot) % slots + slots) % slots;
     if (token >= start) {
@@ -200,6 +202,7 @@ struct pass {
   const struct fma_stream *stream;
   struct fma_work work;
   int64_t tiles; /* of the text with most of them */
+  int64_t parts; /* into which a tile is cut, so that no thread is idle */
   int64_t failed;
 };
 
@@ -207,8 +210,12 @@ static void prepare_body(void *context) {
   struct pass *pass = context;
   const struct fma_stream *s = pass->stream;
   for (int64_t task; (task = fma_take(&pass->work)) >= 0;) {
-    int64_t text = task / pass->tiles, tile = task % pass->tiles;
-    int64_t start = s->start[text];
+    int64_t part = task % pass->parts, text = task / pass->parts / pass->tiles;
+    int64_t tile = task / pass->parts % pass->tiles, start = s->start[text];
+    if (!tile)
+      keep_near(s, text, part, pass->parts);
+    if (part)
+      continue;
     int64_t cell = start / s->cell + tile;
     int64_t from = fma_max(cell * s->cell, start) - start;
     int64_t to = fma_min((cell + 1) * s->cell - start, s->count[text]);
@@ -217,7 +224,6 @@ static void prepare_body(void *context) {
            s->keys + (text * s->length + i) * row_size(s));
     if (tile)
       continue;
-    keep_near(s, text);
     turn_state(s, text);
     if (s->new_sums)
       add_to_sums(s, text);
@@ -259,10 +265,11 @@ static size_t lay_out(const struct fma_stream *s, int64_t most,
 }
 
 /* Queries [first, first + count) of a text, positions in the call, against a
- * list. */
-static void attend(const struct fma_stream *s,
-                   const struct fma_kernels *kernels, struct scratch *t,
-                   int64_t text, int64_t first, int64_t count) {
+ * list; of all heads a part. */
+static void attend(const struct pass *pass, const struct fma_kernels *kernels,
+                   struct scratch *t, int64_t text, int64_t part,
+                   int64_t first, int64_t count) {
+  const struct fma_stream *s = pass->stream;
   int64_t dim = s->dim, lanes = kernels->lanes, size = row_size(s);
   int64_t width = count > lanes ? 2 * lanes : lanes;
   const struct list *list = &t->list;
@@ -297,7 +304,8 @@ static void attend(const struct fma_stream *s,
       .sum = t->sum,
       .out = t->out,
   };
-  for (int64_t head = 0; head < s->heads; head++) {
+  for (int64_t head = s->heads * part / pass->parts;
+       head < s->heads * (part + 1) / pass->parts; head++) {
     int64_t shift = head * dim;
     for (int64_t j = 0; j < list->count; j++) {
       t->key[j] = list->key[j] + shift;
@@ -338,8 +346,9 @@ static void attend_body(void *context) {
   }
   lay_out(s, most, &t, (char *)(((uintptr_t)memory + 63) / 64 * 64));
   for (int64_t task; (task = fma_take(&pass->work)) >= 0;) {
-    int64_t text = task / pass->tiles, start = s->start[text];
-    int64_t cell = start / s->cell + task % pass->tiles;
+    int64_t part = task % pass->parts, text = task / pass->parts / pass->tiles;
+    int64_t start = s->start[text];
+    int64_t cell = start / s->cell + task / pass->parts % pass->tiles;
     int64_t from = fma_max(cell * s->cell, start);
     int64_t to = fma_min((cell + 1) * s->cell, start + s->count[text]);
     if (from >= to)
@@ -348,7 +357,8 @@ static void attend_body(void *context) {
     for (int64_t j = t.list.count; j % FMA_GROUP; j++)
       t.list.bias[j] = -INFINITY;
     for (; from < to; from += most)
-      attend(s, kernels, &t, text, from - start, fma_min(to - from, most));
+      attend(pass, kernels, &t, text, part, from - start,
+             fma_min(to - from, most));
   }
   free(memory);
 }
@@ -358,6 +368,8 @@ int fma_stream(const struct fma_stream *s) {
   for (int64_t text = 0; text < s->batch; text++)
     pass.tiles = fma_max(pass.tiles, tile_count(s, text));
   int64_t pieces = s->batch * pass.tiles;
+  pass.parts = pieces < s->threads ? fma_min(s->heads, s->threads) : 1;
+  pieces *= pass.parts;
   pass.work.count = pieces;
   fma_parallel(s->threads, pieces, prepare_body, &pass);
   pass.work = (struct fma_work){.count = pieces};

@@ -4,7 +4,7 @@ What a state holds is the business of whoever streams
 (``fma_vision/models/lm/multipole_state.py``); C reads it as it lies there.
 """
 import ctypes
-from typing import Any, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 _MAX_LEVELS = 32
 
 
-class _Stream(ctypes.Structure):
+class Stream(ctypes.Structure):
     """``struct fma_stream`` of ``fma.h``."""
     _fields_ = [
         *((name, _int64)
@@ -52,18 +52,39 @@ class Own(NamedTuple):
 Taps = Sequence[Sequence[Optional[Tensor]]]
 
 
-def attend(qkv: Tensor,
-           start: Tensor,
-           count: Tensor,
-           state: Sequence[Tensor],
-           cells: Any,
-           angles: Optional[Tuple[Tensor, Tensor]] = None,
-           own: Optional[Own] = None,
-           taps: Optional[Taps] = None) -> Tuple[Tensor, Tensor, Tensor]:
+def attend(qkv: Tensor, start: Tensor, count: Tensor, state: Sequence[Tensor],
+           cells: Any, **options: Any) -> Tuple[Tensor, Tensor, Tensor]:
     """Attention of new tokens to the past and to each other.
 
     Args:
         qkv: float32 ``[B, T, 3, heads, head_dim]``, before rotation.
+        start, count, state, cells, **options: see :func:`prepare`.
+
+    Returns:
+        ``out [B, T, heads, head_dim]`` (0 beyond the tokens that a text
+        reads), and the new ``near`` and ``sums``.
+    """
+    qkv = checked('qkv', qkv, qkv.shape, torch.float32).contiguous()
+    call, results, _held = prepare(qkv, start, count, state, cells, **options)
+    run('fma_stream', call)
+    return results
+
+
+def prepare(
+    qkv: Tensor,
+    start: Tensor,
+    count: Tensor,
+    state: Sequence[Tensor],
+    cells: Any,
+    angles: Optional[Tuple[Tensor, Tensor]] = None,
+    own: Optional[Own] = None,
+    taps: Optional[Taps] = None
+) -> Tuple[Stream, Tuple[Tensor, Tensor, Tensor], List[Tensor]]:
+    """The arguments of a call.
+
+    Args:
+        qkv: contiguous float32 ``[B, T, 3, heads, head_dim]``, which may be
+            filled later.
         start, count: int64 ``[B]``, tokens that a text has read before, and
             reads now.
         state: ``near`` ``[2, B, 2 m, heads, head_dim]``, keys turned, ``far``
@@ -83,8 +104,8 @@ def attend(qkv: Tensor,
             None leaves the sums as they are.
 
     Returns:
-        ``out [B, T, heads, head_dim]`` (0 beyond the tokens that a text
-        reads), and the new ``near`` and ``sums``.
+        The struct, the results of :func:`attend`, and what the pointers need
+        alive.
     """
     batch, length, _, heads, dim = qkv.shape
     rank, row = cells.rank, (heads, dim)
@@ -98,16 +119,14 @@ def attend(qkv: Tensor,
     near, far, top, sums = (checked(name, x, shapes[name],
                                     torch.float32).contiguous()
                             for name, x in zip(shapes, state))
-    qkv = checked('qkv', qkv, qkv.shape, torch.float32).contiguous()
     rows = (3 * levels + top_cells) * rank
     out = torch.zeros(batch, length, *row)
     # One block of scratch for keys of new tokens and of the state.
     scratch = torch.empty(batch * (length + rows), *row)
     new_near = torch.empty_like(near)
     new_sums = sums if taps is None else torch.empty_like(sums)
-    # What the pointers need alive.
     held = [near, far, top, sums, start, count, qkv, scratch, out, new_near]
-    call = _Stream(batch, length, heads, dim, torch.get_num_threads(),
+    call = Stream(batch, length, heads, dim, torch.get_num_threads(),
                    chosen_isa(), cells.cell_size, rank, cells.mass, cells.limit
                    or 0, levels, top_cells, sums.shape[2], dim**-.5,
                    start.data_ptr(), count.data_ptr(), qkv.data_ptr(), None,
@@ -131,5 +150,4 @@ def attend(qkv: Tensor,
     call.keys = scratch.data_ptr()
     call.state_keys = scratch[batch * length:].data_ptr()
     call.new_near, call.out = new_near.data_ptr(), out.data_ptr()
-    run('fma_stream', call)
-    return out, new_near, new_sums
+    return call, (out, new_near, new_sums), held

@@ -384,4 +384,33 @@ INLINE void backward(const int vectors, const struct fma_job *job) {
 BY_WIDTH(forward)
 BY_WIDTH(backward)
 
-const struct fma_kernels TABLE = {LANES, forward_any, backward_any};
+/* to[j] = sum_c x[c] * rows[j][c]: channels lie across the lanes. */
+INLINE void dots_of(const int count, int64_t dim, const float *x,
+                    const float *rows, float *to) {
+  vec sum[4] = {{0}};
+  int64_t c = 0;
+  for (; c + LANES <= dim; c += LANES) {
+    vec here = load(x + c);
+    for (int j = 0; j < count; j++)
+      sum[j] += here * load(rows + j * dim + c);
+  }
+  for (int j = 0; j < count; j++) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++)
+      total += sum[j][i];
+    for (int64_t k = c; k < dim; k++)
+      total += x[k] * rows[j * dim + k];
+    to[j] = total;
+  }
+}
+
+static void dots(int64_t count, int64_t dim, const float *x, const float *rows,
+                 float *to) {
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4)
+    dots_of(4, dim, x, rows + j * dim, to + j);
+  for (; j < count; j++)
+    dots_of(1, dim, x, rows + j * dim, to + j);
+}
+
+const struct fma_kernels TABLE = {LANES, forward_any, backward_any, dots};

@@ -9,10 +9,12 @@ import sys
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from compare import compare, leaves, run, summary_kinds
+from torch import nn
 
 from fma_kernels import Hierarchy, fma1d
-from fma_kernels.backends.native import stream
+from fma_kernels.backends.native import block, stream
 from fma_kernels.backends.native.library import ISAS, library
 from fma_kernels.summaries import average_summaries
 from fma_kernels.testing import random_mask
@@ -150,13 +152,18 @@ def compare_stream(seed: int) -> None:
         ] for _ in range(2)]
     else:
         own = own_summaries(tree, start, both, of_cells)
-    given = torch.tensor([start] * batch), torch.tensor([length] * batch)
-    found, after, added = stream.attend(
-        qkv[:, start:], *given, (near, far, top, sums),
-        SimpleNamespace(cell_size=size, rank=rank, mass=mass, limit=limit),
-        (angles[:, start:].contiguous(),
-         torch.cat([far_angles.flatten(1, 3),
-                    top_angles.flatten(1, 2)], 1)), own, taps)
+    given = (torch.tensor([start] * batch), torch.tensor([length] * batch),
+             (near, far, top, sums),
+             SimpleNamespace(
+                 cell_size=size, rank=rank, mass=mass, limit=limit))
+    options = dict(
+        angles=(angles[:, start:].contiguous(),
+                torch.cat([far_angles.flatten(1, 3),
+                           top_angles.flatten(1, 2)], 1)),
+        own=own,
+        taps=taps)
+    found, after, added = stream.attend(qkv[:, start:], *given, **options)
+    compare_block(length, heads, dim, given, options)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for at in range(max(total - 2 * size, 0), total):
         slot = at % (2 * size)
@@ -178,6 +185,29 @@ def compare_stream(seed: int) -> None:
                     sums[which, :, level] += (
                         weights[:, place, None] * x[:, None])
     torch.testing.assert_close(added, sums, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def compare_block(length: int, heads: int, dim: int, given: tuple,
+                  options: dict) -> None:
+    """A block in one call against its layers."""
+    width, hidden = heads * dim, 4 * heads * dim + 5
+    norms = nn.LayerNorm(width), nn.LayerNorm(width, eps=1e-2)
+    layers = (nn.Linear(width, 3 * width), nn.Linear(width, width, bias=False),
+              nn.Linear(width, hidden), nn.Linear(hidden, width))
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = torch.randn(len(given[0]), length, width)
+    qkv = layers[0](norms[0](x)).unflatten(-1, (3, heads, dim))
+    out, *state = stream.attend(qkv, *given, **options)
+    y = x + layers[1](out.flatten(2))
+    y = y + layers[3](F.gelu(layers[2](norms[1](y))))
+    found = block.block(x, block.Weights(norms, layers), heads, *given,
+                        **options)
+    for one, other in zip(found, (y, *state)):
+        torch.testing.assert_close(
+            one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def own_summaries(tree: Hierarchy, start: int, both: torch.Tensor,

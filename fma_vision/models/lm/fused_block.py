@@ -42,8 +42,8 @@ def weights_of(block: LMBlock, x: torch.Tensor) -> Optional[Weights]:
     if not _plain(mlp, Mlp) or not _plain(mlp.act, nn.GELU):
         return None
     layers = attn.qkv, attn.proj, mlp.fc1, mlp.fc2
-    if (mlp.act.approximate != 'none'
-            or any(norm.bias is None for norm in norms)
+    if (mlp.act.approximate != 'none' or any(norm.bias is None
+                                             for norm in norms)
             or not all(_plain(norm, nn.LayerNorm) for norm in norms)
             or not all(_plain(layer, nn.Linear) for layer in layers)):
         return None

@@ -156,10 +156,8 @@ class MultipoleStream:
         out = attn.proj(out.reshape(-1, attn.dim).to(x.dtype))
         return out.view_as(x), state
 
-    def block(
-        self, block: LMBlock, x: torch.Tensor, state: MultipoleState,
-        chunk: Chunk
-    ) -> Optional[Tuple[torch.Tensor, MultipoleState]]:
+    def block(self, block: LMBlock, x: torch.Tensor, state: MultipoleState,
+              chunk: Chunk) -> Optional[Tuple[torch.Tensor, MultipoleState]]:
         """All of a block in one native call, if it may be.
 
         Args:

@@ -89,9 +89,8 @@ def block(x: Tensor, weights: Weights, heads: int, start: Tensor,
             ctypes.pointer(stream), hidden,
             *(_Norm(norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps)
               for norm in weights.norms),
-            *(_Layer(
-                layer.weight.data_ptr(),
-                None if layer.bias is None else layer.bias.data_ptr())
-              for layer in weights.layers),
-            x.data_ptr(), y.data_ptr(), normal, after, projected, between))
+            *(_Layer(layer.weight.data_ptr(),
+                     None if layer.bias is None else layer.bias.data_ptr())
+              for layer in weights.layers), x.data_ptr(), y.data_ptr(), normal,
+            after, projected, between))
     return y, near, sums

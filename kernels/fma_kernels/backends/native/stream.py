@@ -127,11 +127,11 @@ def prepare(
     new_sums = sums if taps is None else torch.empty_like(sums)
     held = [near, far, top, sums, start, count, qkv, scratch, out, new_near]
     call = Stream(batch, length, heads, dim, torch.get_num_threads(),
-                   chosen_isa(), cells.cell_size, rank, cells.mass, cells.limit
-                   or 0, levels, top_cells, sums.shape[2], dim**-.5,
-                   start.data_ptr(), count.data_ptr(), qkv.data_ptr(), None,
-                   near.data_ptr(), far.data_ptr(), top.data_ptr(),
-                   sums.data_ptr())
+                  chosen_isa(), cells.cell_size, rank, cells.mass, cells.limit
+                  or 0, levels, top_cells, sums.shape[2], dim**-.5,
+                  start.data_ptr(), count.data_ptr(), qkv.data_ptr(), None,
+                  near.data_ptr(), far.data_ptr(), top.data_ptr(),
+                  sums.data_ptr())
     if angles is not None:
         held += angles
         call.angles, call.state_angles = (x.data_ptr() for x in angles)

@@ -101,6 +101,29 @@ def state_angles(geometry: Geometry, leaf_cells: Tuple[int, ...], levels: int,
     return angles(centres, head_dim, base)
 
 
+def token_angles(geometry: Geometry, chunk: Chunk, head_dim: int,
+                 base: float) -> torch.Tensor:
+    """Cosines and sines that turn the tokens of a chunk, on the CPU.
+
+    Returns:
+        Tensor: float32 ``[B, T, 2, head_dim / 2]``, contiguous.
+    """
+    if chunk.length > 1:
+        return angles(chunk.at, head_dim, base)
+    cells = tuple(n // geometry.cell_size for n in chunk.starts)
+    inside = [n % geometry.cell_size for n in chunk.starts]
+    table = _cell_angles(geometry.cell_size, cells, head_dim, base)
+    return torch.stack([row[i] for row, i in zip(table, inside)])[:, None]
+
+
+@lru_cache(maxsize=16)
+def _cell_angles(cell_size: int, cells: Tuple[int, ...], head_dim: int,
+                 base: float) -> torch.Tensor:
+    """Of all tokens of some leaf cells: ``[B, m, 2, head_dim / 2]``."""
+    begin = torch.tensor(cells)[:, None] * cell_size
+    return angles(begin + torch.arange(cell_size), head_dim, base)
+
+
 def angles(at: torch.Tensor, head_dim: int, base: float) -> torch.Tensor:
     """Cosines and sines at positions: float32 ``[..., 2, head_dim / 2]``."""
     return torch.stack(rotary_table(at, head_dim, base), -2).float()

@@ -20,7 +20,7 @@ from ...layers import FMAttention1D, rotate
 from .blocks import LMBlock
 from .chunk import Chunk, grown
 from .fused_block import weights_of
-from .multipole_plan import Geometry, Plan, angles, plan_of, state_angles
+from .multipole_plan import Geometry, Plan, plan_of, state_angles, token_angles
 from .multipole_state import SLOTS, MultipoleState, held_cells, take_new
 from .multipole_sums import add_tokens
 
@@ -195,7 +195,7 @@ class MultipoleStream:
         if attn.positions:
             name = 'angles', attn.head_dim, attn.rotary_base
             if name not in chunk.plans:
-                chunk.plans[name] = angles(chunk.at, *name[1:])
+                chunk.plans[name] = token_angles(geometry, chunk, *name[1:])
             cells = tuple(n // attn.cell_size for n in chunk.starts)
             turns = chunk.plans[name], state_angles(geometry, cells,
                                                     state.far.shape[2],

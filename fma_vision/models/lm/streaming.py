@@ -5,7 +5,9 @@ that a text can be continued from one state in many ways.
 """
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (Any, Dict, List, MutableMapping, NamedTuple, Optional,
+                    Sequence, Tuple)
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn as nn
@@ -175,6 +177,22 @@ def _streams(model: nn.Module) -> List[Any]:
     return [stream_of(block.attn) for block in model.blocks]
 
 
+# The streams that made a state: to go on with them, nothing needs a check.
+_MADE: MutableMapping[LMState, List[Any]] = WeakKeyDictionary()
+
+
+def _streams_for(model: nn.Module, state: LMState, batch: int) -> List[Any]:
+    """The streams of a model, which fit a state of so many texts."""
+    made = _MADE.get(state, ())
+    attns = [block.attn for block in model.blocks]
+    if (batch == state.batch and not model.training
+            and attns == [getattr(x, 'attn', None) for x in made]):
+        return made
+    streams = _streams(model)
+    _check_state(streams, state, batch)
+    return streams
+
+
 def _check_state(streams: List[Any], state: LMState, batch: int) -> None:
     """Refuse a state that another kind of model has made."""
     if len(state.layers) != len(streams) or state.batch != batch:
@@ -237,7 +255,9 @@ def _advance(model: nn.Module, streams: List[Any], tokens: torch.Tensor,
         found = fused(block, x, layer, chunk) if fused else None
         x, layer = found or _apply(block, stream, x, layer, chunk)
         layers.append(layer)
-    return x, LMState(chunk.ends, tuple(layers))
+    state = LMState(chunk.ends, tuple(layers))
+    _MADE[state] = streams
+    return x, state
 
 
 def _apply(block: nn.Module, stream: Any, x: torch.Tensor, layer: NamedTuple,
@@ -271,8 +291,7 @@ def step(model: nn.Module, token: torch.Tensor,
     """
     if token.ndim != 1:
         raise ValueError(f'token must be [B], got {tuple(token.shape)}')
-    streams = _streams(model)
-    _check_state(streams, state, len(token))
+    streams = _streams_for(model, state, len(token))
     x, state = _advance(model, streams, token[:, None], (1, ) * len(token),
                         state)
     return model.logits(x[:, 0]), state
@@ -317,8 +336,7 @@ def prefill(model: nn.Module,
         raise ValueError(f'lengths must be {batch} numbers in [1, {size}], '
                          f'got {lengths}')
     state = init_state(model, batch) if state is None else state
-    streams = _streams(model)
-    _check_state(streams, state, batch)
+    streams = _streams_for(model, state, batch)
     if len(set(state.lengths)) > 1:
         # Their cells lie differently: one row at a time.
         rows = [

@@ -206,7 +206,8 @@ def test_dataset(cfg: Any) -> Any:
     """The dataset dict a config tests on; of several, the first."""
     dataset = cfg.test_dataloader.get('dataset') or {}
     while dataset.get('datasets') or dataset.get('dataset'):
-        dataset = (dataset.get('datasets') or [dataset.get('dataset')])[0]
+        part = (dataset.get('datasets') or [dataset.get('dataset')])[0]
+        dataset = type(part)({'pipeline': dataset.get('pipeline'), **part})
     return dataset
 
 
@@ -301,7 +302,7 @@ class Predictor:
         # A statement of its own: some models return None from eval().
         self.model.eval()
         steps = list(test_dataset(cfg).get('pipeline') or [])
-        loads = [s for s in steps if 'LoadImage' in str(s.get('type'))]
+        loads = [s for s in steps if _is_loading(s) and 'Image' in s['type']]
         # Files are read as BGR; datasets of arrays (CIFAR-10) hand out RGB.
         self.bgr = bool(loads)
         self.float32 = any(s.get('to_float32') for s in loads)

@@ -40,6 +40,9 @@ class FMAClassifier(nn.Module):
                  proj_drop_rate: float = 0.,
                  **kwargs: Any) -> None:
         super().__init__()
+        if kwargs.get('mask_padding'):
+            raise ValueError('mask_padding=True is for FMATransformer in an '
+                             "OpenMMLab model; timm's images are not padded")
         self.backbone = FMATransformer(
             arch, in_channels=in_chans, drop_rate=proj_drop_rate, **kwargs)
         self.num_classes = num_classes

@@ -86,6 +86,15 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture
+def quick_init(monkeypatch) -> None:
+    """Skip drawing random weights, which takes most of a large build."""
+    for name in ('trunc_normal_', 'kaiming_normal_', 'kaiming_uniform_',
+                 'normal_', 'uniform_', 'xavier_uniform_'):
+        monkeypatch.setattr(torch.nn.init, name,
+                            lambda tensor, *_, **__: tensor)
+
+
 # Before pytest selects by marker.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list) -> None:

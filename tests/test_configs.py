@@ -67,15 +67,6 @@ def train_tool(load_script):
     return load_script('tools/train.py')
 
 
-@pytest.fixture
-def quick_init(monkeypatch) -> None:
-    """Skip drawing random weights, which takes most of a large build."""
-    for name in ('trunc_normal_', 'kaiming_normal_', 'kaiming_uniform_',
-                 'normal_', 'uniform_', 'xavier_uniform_'):
-        monkeypatch.setattr(torch.nn.init, name,
-                            lambda tensor, *_, **__: tensor)
-
-
 def test_schedules_spare_what_must_not_decay() -> None:
     """Each recipe lists the names that our models give."""
     from fma_vision.models import FMALanguageModel, FMATransformer
@@ -129,7 +120,7 @@ def test_builds(path: Path, quick_init) -> None:
         for phase in ('train', 'val', 'test'):
             dataset = copy.deepcopy(cfg[f'{phase}_dataloader'].dataset)
             for part in dataset.get('datasets', [dataset]):
-                for step in part.pipeline:
+                for step in part.get('pipeline') or dataset.pipeline:
                     TRANSFORMS.build(copy.deepcopy(step))
                 if 'TinyImageNet' in part.type:
                     continue  # its class names are in a file of the set

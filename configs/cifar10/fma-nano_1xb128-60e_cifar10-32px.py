@@ -25,15 +25,12 @@ data_preprocessor = dict(
     # Image files are read as BGR.
     to_rgb=True)
 train_pipeline = [
-    dict(type='fma_vision.LoadCachedImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='RandomCrop', crop_size=32, padding=4),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs')
 ]
-test_pipeline = [
-    dict(type='fma_vision.LoadCachedImage'),
-    dict(type='PackInputs')
-]
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 train_dataloader = dict(
     dataset=dict(expected_length=50000, pipeline=train_pipeline, **source))
 val_dataloader = dict(

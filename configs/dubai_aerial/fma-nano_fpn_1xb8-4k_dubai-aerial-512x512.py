@@ -24,7 +24,7 @@ train_pipeline = [
     *_base_.augment
 ]
 test_pipeline = [
-    dict(type='fma_vision.LoadCachedImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(768, 768), keep_ratio=True), *_base_.label
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline, **source))

@@ -17,7 +17,13 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs')
 ]
-test_pipeline = [dict(type='PackInputs')]
+test_pipeline = [
+    # The set is grey; what an inferencer is given may have colours.
+    dict(
+        type='RandomGrayscale', prob=1.,
+        channel_weights=(0.114, 0.587, 0.299)),
+    dict(type='PackInputs')
+]
 train_dataloader = dict(
     num_workers=1,
     dataset=dict(expected_length=60000, pipeline=train_pipeline, **source))

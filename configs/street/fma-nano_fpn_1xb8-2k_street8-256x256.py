@@ -69,7 +69,8 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
-        type='ConcatDataset',
+        type='fma_vision.ConcatDataset',
+        pipeline=train_pipeline,
         # CamVid carries a table from its own labels.
         ignore_keys=['label_map'],
         datasets=[
@@ -77,16 +78,14 @@ train_dataloader = dict(
                 type='fma_vision.LabelMeFacadeDataset',
                 data_root=facade_root,
                 split='train',
-                subset='labelmefacade',
-                pipeline=train_pipeline),
+                subset='labelmefacade'),
             dict(
                 type='fma_vision.CamVidStreet8Dataset',
                 data_root=camvid_root,
                 data_prefix=dict(
                     img_path='images/training',
                     seg_map_path='annotations/training'),
-                subset='camvid',
-                pipeline=train_pipeline)
+                subset='camvid')
         ]))
 val_dataloader = dict(
     batch_size=1,
@@ -94,23 +93,22 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='ConcatDataset',
+        type='fma_vision.ConcatDataset',
+        pipeline=test_pipeline,
         ignore_keys=['label_map'],
         datasets=[
             dict(
                 type='fma_vision.LabelMeFacadeDataset',
                 data_root=facade_root,
                 split='val',
-                subset='labelmefacade',
-                pipeline=test_pipeline),
+                subset='labelmefacade'),
             dict(
                 type='fma_vision.CamVidStreet8Dataset',
                 data_root=camvid_root,
                 data_prefix=dict(
                     img_path='images/validation',
                     seg_map_path='annotations/validation'),
-                subset='camvid',
-                pipeline=test_pipeline)
+                subset='camvid')
         ]))
 test_dataloader = val_dataloader
 

@@ -5,7 +5,7 @@ _base_ = './fma-nano-p4_1xb64-1k_tiny-in100-64px.py'
 model = dict(backbone=dict(drop_path_rate=0.))
 
 train_pipeline = [
-    dict(type='fma_vision.LoadCachedImage'),
+    dict(type='LoadImageFromFile'),
     dict(
         type='RandomResizedCrop',
         scale=64,

@@ -25,7 +25,7 @@ data_preprocessor = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True)
 train_pipeline = [
-    dict(type='fma_vision.LoadCachedImage'),
+    dict(type='LoadImageFromFile'),
     dict(
         type='RandomResizedCrop',
         scale=64,
@@ -36,10 +36,7 @@ train_pipeline = [
     dict(type='ColorJitter', brightness=0.3, contrast=0.3, saturation=0.3),
     dict(type='PackInputs')
 ]
-test_pipeline = [
-    dict(type='fma_vision.LoadCachedImage'),
-    dict(type='PackInputs')
-]
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 train_dataloader = dict(
     dataset=dict(expected_length=50000, pipeline=train_pipeline, **source))
 val_dataloader = dict(

@@ -20,8 +20,9 @@ __all__ = [
 ]
 
 if registry.HAS_MMENGINE:
+    from .concat import ConcatDataset
     from .text_metrics import BitsPerCharacter
-    __all__ += ['BitsPerCharacter']
+    __all__ += ['BitsPerCharacter', 'ConcatDataset']
 
 if find_spec('mmcv') is not None:
     from .cached_images import LoadCachedImage

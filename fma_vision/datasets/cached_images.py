@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 
 from fma_vision.engine.errors import one_line
 from fma_vision.engine.files import whole_file, write_bytes
-from fma_vision.registry import TRANSFORMS
+from fma_vision.registry import SCOPE, TRANSFORMS
 
 FOLDER = 'cache'
 # What a sample holds: the file, the place of its first byte, and the shape.
@@ -109,6 +109,30 @@ def cache_images(samples: List[dict], root: str) -> None:
     for sample, shape, end in zip(samples, shapes.tolist(), ends.tolist()):
         size = shape[0] * shape[1] * shape[2]
         sample[KEY] = (str(pixels), end - size, tuple(shape))
+
+
+def read_cached(pipeline: Sequence[Any]) -> List[Any]:
+    """Let the steps that read whole images as they are ask the cache first.
+
+    Configs name the host's ``LoadImageFromFile``, which its inferencers look
+    for to hand over paths and arrays instead.
+
+    Args:
+        pipeline (sequence[dict]): A set's transforms.
+
+    Returns:
+        list[dict]: The same with :class:`LoadCachedImage`, where the step has
+        no settings that would read something else.
+    """
+
+    def plain(step: Any) -> bool:
+        return (isinstance(step, dict) and step['type'] == 'LoadImageFromFile'
+                and set(step) <= {'type', 'to_float32'})
+
+    return [
+        dict(step, type=f'{SCOPE}.{LoadCachedImage.__name__}')
+        if plain(step) else step for step in pipeline
+    ]
 
 
 @lru_cache(maxsize=8)

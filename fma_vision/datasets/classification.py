@@ -6,7 +6,7 @@ from mmpretrain.datasets import CustomDataset
 
 from fma_vision.registry import DATASETS
 
-from .cached_images import cache_images
+from .cached_images import cache_images, read_cached
 
 CIFAR10_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog',
                    'frog', 'horse', 'ship', 'truck')
@@ -41,7 +41,8 @@ class FolderDataset(CustomDataset):
         expected_length (int, optional): Number of images the split must
             have; None accepts any.
         cache_images (bool): Keep the decoded images in one file beside the
-            data, for :class:`LoadCachedImage`. Defaults to False.
+            data, which the pipeline's ``LoadImageFromFile`` then reads.
+            Defaults to False.
         **kwargs: Arguments of :class:`mmpretrain.datasets.CustomDataset`.
 
     Raises:
@@ -59,6 +60,8 @@ class FolderDataset(CustomDataset):
                  **kwargs: Any) -> None:
         self.expected_length = expected_length
         self.cache_images = cache_images
+        if cache_images:
+            kwargs['pipeline'] = read_cached(kwargs.get('pipeline', ()))
         super().__init__(data_root=data_root, data_prefix=split, **kwargs)
 
     def folders(self) -> List[str]:

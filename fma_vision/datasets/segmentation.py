@@ -10,7 +10,7 @@ from mmseg.datasets import BaseSegDataset
 
 from fma_vision.registry import DATASETS
 
-from .cached_images import cache_images
+from .cached_images import cache_images, read_cached
 from .palettes import (CAMVID_CLASSES, CAMVID_PALETTE, CAMVID_TO_STREET8,
                        DUBAI_AERIAL_CLASSES, DUBAI_AERIAL_PALETTE,
                        STREET8_CLASSES, STREET8_PALETTE)
@@ -26,7 +26,8 @@ class PairedSegDataset(BaseSegDataset):
             so that a metric can tell the parts of a concatenated set apart
             (see :class:`SubsetIoUMetric`). Defaults to None: none stored.
         cache_images (bool): Keep the decoded photographs in one file beside
-            the data, for :class:`LoadCachedImage`. Defaults to False.
+            the data, which the pipeline's ``LoadImageFromFile`` then reads.
+            Defaults to False.
         **kwargs: Arguments of :class:`mmseg.datasets.BaseSegDataset`.
 
     Raises:
@@ -42,6 +43,8 @@ class PairedSegDataset(BaseSegDataset):
                  **kwargs: Any) -> None:
         self.subset = subset
         self.cache_images = cache_images
+        if cache_images:
+            kwargs['pipeline'] = read_cached(kwargs.get('pipeline', ()))
         super().__init__(**kwargs)
 
     def load_data_list(self) -> List[dict]:

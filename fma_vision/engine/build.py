@@ -95,6 +95,20 @@ def model_settings(cfg: Config) -> Dict[str, Any]:
     return settings.to_dict()
 
 
+def preprocessor_settings(cfg: Config) -> Dict[str, Any]:
+    """Settings of the host's data preprocessor, out of a wrapper for masks.
+
+    Args:
+        cfg: A config as :func:`load_model_config` returns it.
+
+    Returns:
+        A copy of them; empty where there are none.
+    """
+    found = model_settings(cfg).get('data_preprocessor') or cfg.get(
+        'data_preprocessor') or {}
+    return dict(found.get('preprocessor', found))
+
+
 def build_model(cfg: Config, backbone: Optional[Dict] = None) -> nn.Module:
     """Builds a config's model for inference on one device, not initialised.
 
@@ -115,9 +129,11 @@ def build_model(cfg: Config, backbone: Optional[Dict] = None) -> nn.Module:
     settings.pop('pretrained', None)
     if 'train_cfg' in settings:
         settings['train_cfg'] = None
-    if cfg.get('data_preprocessor') is not None:
-        # The runner hands it on in the same way.
-        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
+    # One image, or several of one size, have no padding to mask.
+    settings.get('backbone', {}).pop('mask_padding', None)
+    preprocessor = preprocessor_settings(cfg)
+    if preprocessor:
+        settings['data_preprocessor'] = preprocessor
     if backbone:
         settings['backbone'].update(backbone)
     scope = cfg.get('default_scope') or 'mmengine'

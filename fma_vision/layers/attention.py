@@ -292,6 +292,8 @@ class FMAttention2D(_FMAttention):
 
     ndim = 2
     default_rotary_base = 100.
+    # A map that ends in masked tokens gives what it gives without them.
+    mask_is_border = True
 
     def forward(
         self,

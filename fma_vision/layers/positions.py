@@ -211,10 +211,31 @@ class AbsolutePosition(nn.Module):
         """Names of parameters that should not decay."""
         return {'absolute_pos_embed'}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, H, W, dim]`` to the same shape."""
-        table = self.absolute_pos_embed
-        return x + resample_abs_pos_embed_nhwc(table, list(x.shape[1:3]))
+    def forward(self,
+                x: torch.Tensor,
+                key_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Map ``[B, H, W, dim]`` to the same shape.
+
+        Args:
+            x (Tensor): The map.
+            key_mask (Tensor, optional): bool ``[B, H, W]``, True = real: the
+                table is stretched over the real part of each map, which
+                begins at its first token.
+        """
+        if key_mask is None:
+            return x + self._table(*x.shape[1:3])
+        rows, columns = key_mask.any(2).sum(1), key_mask.any(1).sum(1)
+        table = x.new_zeros(x.shape)
+        for i, (height,
+                width) in enumerate(zip(rows.tolist(), columns.tolist())):
+            if height:
+                table[i, :height, :width] = self._table(height, width)[0]
+        return x + table
+
+    def _table(self, height: int, width: int) -> torch.Tensor:
+        """The table ``[1, H, W, dim]`` of another size."""
+        return resample_abs_pos_embed_nhwc(self.absolute_pos_embed,
+                                           [height, width])
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any,
                               **kwargs: Any) -> None:

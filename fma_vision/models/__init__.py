@@ -1,7 +1,7 @@
 """Models, registered in the scope ``fma_vision``."""
 
 from ..layers import ATTENTION_LAYERS
-from ..registry import MODELS
+from ..registry import HAS_MMENGINE, MODELS
 from .backbones import FMATransformer
 from .lm import FMALanguageModel, FMALMHead
 from .sequence import FMASequenceClassifier, PooledHead
@@ -13,3 +13,7 @@ __all__ = [
     'FMALMHead', 'FMALanguageModel', 'FMASequenceClassifier', 'FMATransformer',
     'PooledHead'
 ]
+
+if HAS_MMENGINE:
+    from .padding_mask import PaddingMask
+    __all__ += ['PaddingMask']

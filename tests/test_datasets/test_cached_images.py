@@ -19,7 +19,8 @@ from synthetic import write_class_folders, write_image, write_paired
 from torch.utils.data import DataLoader
 
 from fma_vision.datasets import LoadCachedImage, cached_images
-from fma_vision.datasets.cached_images import KEY, cache_images
+from fma_vision.datasets.cached_images import (KEY, cache_images,
+                                               read_cached)
 from fma_vision.datasets.classification import CIFAR10_CLASSES
 
 
@@ -138,6 +139,17 @@ def test_several_processes_at_once(tmp_path: Path) -> None:
     assert names == ['.bin', '.shapes']
 
 
+def test_only_plain_loading_is_cached() -> None:
+    """A step that reads something else goes on reading the file."""
+    steps = [
+        dict(type='LoadImageFromFile', color_type='grayscale'),
+        dict(type='LoadAnnotations'), LoadImageFromFile()
+    ]
+    assert read_cached(steps) == steps
+    step, = read_cached([dict(type='LoadImageFromFile', to_float32=True)])
+    assert step == dict(type='fma_vision.LoadCachedImage', to_float32=True)
+
+
 @pytest.mark.parametrize('kind', ['CIFAR10FolderDataset', 'CamVidDataset'])
 @pytest.mark.parametrize('workers', [0, 2])
 def test_datasets(kind: str, workers: int, tmp_path: Path) -> None:
@@ -160,8 +172,10 @@ def test_datasets(kind: str, workers: int, tmp_path: Path) -> None:
                     type=f'fma_vision.{kind}',
                     data_root=str(tmp_path),
                     cache_images=cache,
-                    pipeline=[dict(type='fma_vision.LoadCachedImage'), *rest],
+                    pipeline=[dict(type='LoadImageFromFile'), *rest],
                     **more))
+        assert isinstance(data.pipeline.transforms[0],
+                          LoadCachedImage) == cache
         assert (KEY in data.get_data_info(0)) == cache
         loader = DataLoader(
             data, num_workers=workers, collate_fn=lambda batch: batch[0])

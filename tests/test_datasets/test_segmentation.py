@@ -58,6 +58,25 @@ def test_reads_pairs(tmp_path: Path) -> None:
         assert sample['img'].shape == SEG_SIDE + (3, )
 
 
+def test_joined_sets_share_a_pipeline(tmp_path: Path) -> None:
+    """A set's own pipeline goes before the common one."""
+    write_paired(tmp_path, 11, training=2)
+    part = dict(
+        type='fma_vision.CamVidDataset',
+        data_root=str(tmp_path),
+        data_prefix=PREFIX)
+    whole = dict(
+        type='fma_vision.ConcatDataset',
+        datasets=[part, dict(part, pipeline=LOAD[:1])],
+        pipeline=LOAD)
+    data = DATASETS.build(whole)
+    assert ['gt_seg_map' in sample for sample in data] == [True] * 2 + [
+        False
+    ] * 2
+    built = DATASETS.build(dict(part, pipeline=LOAD))
+    assert len(DATASETS.build(dict(whole, datasets=[built, built]))) == 4
+
+
 def test_camvid_to_street_by_name(tmp_path: Path) -> None:
     """Every label maps to the class of the same meaning, or to 255."""
     write_image(tmp_path / 'images/training/a.jpg', (2, 12, 3))

@@ -375,6 +375,38 @@ def test_frozen_stages_stay_frozen():
     assert all(p.requires_grad for p in FMATransformer(SMALL).parameters())
 
 
+@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize('stages', [-1, 0, 1, 2])
+def test_frozen_stages_in_a_training_step(stages, with_cp):
+    """Any number of them, through what a runner does with a backbone."""
+    model = FMATransformer(
+        SMALL,
+        frozen_stages=stages,
+        out_indices=(0, 1, 2),
+        with_cp=with_cp,
+        position=dict(type='AbsolutePosition', size=7))
+    model.init_weights()
+    model.train().eval()
+    model.train()
+    parts = [*model.stages[:stages + 1]] if stages >= 0 else []
+    parts += [model.patch_embed] if stages >= 0 else []
+    parts += [getattr(model, f'norm{i}') for i in range(stages + 1)]
+    frozen = {p for part in parts for p in part.parameters()}
+    before = {p: p.detach().clone() for p in model.parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=.1)
+    maps = model(torch.randn(2, 3, 40, 24))
+    if stages < 2:
+        sum((x * torch.randn_like(x)).sum() for x in maps).backward()
+        optimizer.step()
+    else:
+        assert not any(x.requires_grad for x in maps)
+    for name, param in model.named_parameters():
+        still = param in frozen
+        assert (param.grad is None) == still, name
+        assert torch.equal(param, before[param]) == still, name
+    assert all(not m.training for part in parts for m in part.modules())
+
+
 def test_norm_eval_freezes_batch_norms():
 
     class WithBatchNorm(nn.Module):
@@ -388,9 +420,19 @@ def test_norm_eval_freezes_batch_norms():
 
     for norm_eval in (False, True):
         model = FMATransformer(
-            SMALL, attn=dict(type=WithBatchNorm), norm_eval=norm_eval).train()
-        assert model.stages[0].blocks[0].attn.norm.training != norm_eval
-        assert model.stages[0].blocks[0].norm1.training
+            SMALL, attn=dict(type=WithBatchNorm), norm_eval=norm_eval)
+        model.init_weights()
+        for _ in range(2):  # after each validation, too
+            model.eval()
+            model.train()
+            for stage in model.stages:
+                for block in stage.blocks:
+                    assert block.attn.norm.training != norm_eval
+                    assert block.norm1.training
+        before = model.stages[0].blocks[0].attn.norm.running_mean.clone()
+        model(torch.randn(2, 3, 24, 24))
+        after = model.stages[0].blocks[0].attn.norm.running_mean
+        assert torch.equal(before, after) == norm_eval
 
 
 def test_drop_path_rises_to_its_rate():
@@ -467,6 +509,56 @@ def test_pretrained_weights_with_prefix(tmp_path):
     model.init_weights()
     for name, param in source.state_dict().items():
         assert torch.equal(model.state_dict()[name], param), name
+
+
+def test_checkpoints_of_the_host(tmp_path):
+    """Saved and loaded as MMEngine does; a wrong prefix is told."""
+    runner = pytest.importorskip('mmengine.runner')
+    source = FMATransformer(SMALL, out_indices=(0, 1, 2))
+    path = str(tmp_path / 'backbone.pth')
+    runner.save_checkpoint(dict(state_dict=source.state_dict()), path)
+    model = FMATransformer(SMALL, out_indices=(0, 1, 2), frozen_stages=0)
+    runner.load_checkpoint(model, path, strict=True)
+    for name, param in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], param), name
+    model = FMATransformer(
+        SMALL,
+        init_cfg=dict(type='Pretrained', checkpoint=path, prefix='backbone.'))
+    with pytest.raises(AssertionError, match='backbone'):
+        model.init_weights()
+
+
+def test_init_cfg_of_several_parts():
+    """A list of initialisers, as any backbone of the hosts takes it."""
+    pytest.importorskip('mmengine')
+    model = FMATransformer(
+        SMALL,
+        frozen_stages=0,
+        init_cfg=[
+            dict(type='TruncNormal', layer='Linear', std=.5, bias=.25),
+            dict(type='Constant', layer='LayerNorm', val=2., bias=0.),
+            dict(type='Kaiming', layer='Conv2d'),
+        ])
+    model.init_weights()
+    for name, param in model.named_parameters():
+        if 'mlp' in name or 'qkv' in name:
+            assert (param == .25).all() if name.endswith('bias') else (
+                .3 < param.std() < .6), name
+        elif 'norm' in name and name.endswith('weight'):
+            assert (param == 2).all(), name
+    assert not model.patch_embed.proj.weight.requires_grad
+
+
+@pytest.mark.parametrize('size, sides', [
+    ((112, 137), [(28, 35), (14, 18), (7, 9), (4, 5)]),
+    ((127, 127), [(32, 32), (16, 16), (8, 8), (4, 4)]),
+])
+def test_odd_sizes_of_the_hosts_tests(size, sides):
+    model = FMATransformer('nano', out_indices=(0, 1, 2, 3)).eval()
+    with torch.no_grad():
+        outs = model(torch.randn(1, 3, *size))
+    assert [tuple(x.shape[2:]) for x in outs] == sides
+    assert [x.shape[1] for x in outs] == [32, 64, 128, 256]
 
 
 def test_it_learns():

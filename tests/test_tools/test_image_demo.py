@@ -205,6 +205,26 @@ def test_classification_equals_the_hosts_inference(demo, models, photos):
         ours(demo.read_image(path)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize('text', [
+    CLASSIFICATION.replace('LoadImageFromFile', 'fma_vision.LoadCachedImage'),
+    CLASSIFICATION.replace(
+        "dataset=dict(type='CIFAR10', pipeline=test_pipeline)",
+        "dataset=dict(type='fma_vision.ConcatDataset', "
+        "datasets=[dict(type='CIFAR10')], pipeline=test_pipeline)"),
+])
+def test_other_loading_and_joined_sets(demo, models, photos, text):
+    """Colours are not swapped, no step is lost."""
+    config = models / 'other.py'
+    config.write_text(text.replace("imports=['fma_vision.models']",
+                                   "imports=['fma_vision.models', "
+                                   "'fma_vision.datasets']"))
+    image = demo.read_image(photos / 'a.png')
+    found, wanted = (
+        demo.Predictor(path, models / 'cls.pth', 'cpu')(image)
+        for path in (config, models / 'cls.py'))
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_overlay_opacity(demo):
     image = np.full((2, 3, 3), 100, np.uint8)
     classes = demo.Classes(('x', 'y'),

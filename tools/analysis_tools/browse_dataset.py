@@ -106,6 +106,7 @@ def browse(args: argparse.Namespace) -> List[str]:
     from mmengine.registry import DATASETS, init_default_scope
 
     from fma_vision.engine import UserError, check_data_roots, load_config
+    from fma_vision.engine.build import preprocessor_settings
     cfg = load_config(args.config, args.cfg_options, args.base)
     key = f'{args.phase}_dataloader'
     if cfg.get(key) is None:
@@ -118,8 +119,7 @@ def browse(args: argparse.Namespace) -> List[str]:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(cfg[key].dataset)
     classes = dataset.metainfo['classes']
-    preprocessor = cfg.get('data_preprocessor') or \
-        cfg.model.get('data_preprocessor') or {}
+    preprocessor = preprocessor_settings(cfg)
     swap = bool(preprocessor.get('to_rgb') or preprocessor.get('bgr_to_rgb'))
     os.makedirs(args.out, exist_ok=True)
     written = []

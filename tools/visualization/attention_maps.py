@@ -33,6 +33,7 @@ from mmengine.config import Config
 
 from fma_vision.engine import UserError, run_tool, trained_runner
 from fma_vision.engine.arguments import add_runner_arguments, positive
+from fma_vision.engine.build import preprocessor_settings
 from fma_vision.visualization.attention_maps import (Layers, attention_maps,
                                                      map_layers, record_inputs)
 
@@ -137,8 +138,7 @@ def rgb(image: torch.Tensor, cfg: Config) -> np.ndarray:
     if len(image) not in (1, 3):
         raise UserError('images must have 1 or 3 channels, got '
                         f'{len(image)}')
-    settings = cfg.model.get('data_preprocessor') or cfg.get(
-        'data_preprocessor') or {}
+    settings = preprocessor_settings(cfg)
     picture = image.permute(1, 2, 0).clamp(0, 255).byte().numpy()
     if settings.get('bgr_to_rgb') or settings.get('to_rgb'):
         picture = picture[..., ::-1]

@@ -2,7 +2,7 @@
 # `type` and `data_root` of the datasets, and makes its pipelines of a load,
 # its own sizes, and the rest.
 load = [
-    dict(type='fma_vision.LoadCachedImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
 ]
 augment = [
@@ -13,7 +13,7 @@ augment = [
 # Loaded after the resize: labels are compared at their own size.
 label = [dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 tta_pipeline = [
-    dict(type='fma_vision.LoadCachedImage'),
+    dict(type='LoadImageFromFile'),
     dict(
         type='TestTimeAug',
         transforms=[[

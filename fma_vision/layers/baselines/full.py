@@ -25,6 +25,8 @@ class FullAttention(MapAttention):
         ValueError: If an argument is out of range.
     """
 
+    mask_is_border = True
+
     def attention_macs(self, height: int, width: int) -> int:
         """Multiply-adds of one image outside the two linear layers."""
         return 2 * (height * width)**2 * self.dim

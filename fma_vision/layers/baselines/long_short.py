@@ -248,6 +248,8 @@ class LongShortAttention(ProjectedAttention):
         ValueError: If an argument is out of range.
     """
 
+    mask_is_border = True
+
     def __init__(self,
                  dim: int,
                  num_heads: int,

@@ -9,6 +9,37 @@ from timm.layers import DropPath
 from torch.utils.checkpoint import checkpoint
 
 from ...layers import build_attention, build_position
+from ...layers.common import drop_masked
+
+
+def shrink_mask(mask: torch.Tensor, side: int) -> torch.Tensor:
+    """What is real of a map with ``side`` times fewer places on each axis.
+
+    Args:
+        mask (Tensor): bool ``[B, H, W]``, True = real.
+        side (int): How many become one; it is real if any of them is.
+
+    Returns:
+        Tensor: bool ``[B, ceil(H / side), ceil(W / side)]``.
+    """
+    pooled = F.max_pool2d(mask[:, None].float(), side, ceil_mode=True)
+    return pooled[:, 0] > 0
+
+
+def fill_with_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Put the mean of the real tokens where there are none.
+
+    Args:
+        x (Tensor): ``[B, H, W, C]``.
+        mask (Tensor): bool ``[B, H, W]``, True = real.
+
+    Returns:
+        Tensor: Like ``x``; its mean over all tokens is that of the real ones.
+    """
+    mask = mask.unsqueeze(-1)
+    total = x.masked_fill(~mask, 0).sum((1, 2), keepdim=True)
+    count = mask.sum((1, 2), keepdim=True).clamp(min=1)
+    return torch.where(mask, x, (total / count).to(x.dtype))
 
 
 class PatchEmbed(nn.Module):
@@ -33,16 +64,25 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.position = build_position(position, dim, in_stem=True)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self,
+                x: torch.Tensor,
+                key_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Map ``[B, C, H, W]`` to ``[B, ceil(H/p), ceil(W/p), dim]``.
 
         The last patches of a ragged image are filled with zeros.
+
+        Args:
+            x (Tensor): Images; zero where there is none.
+            key_mask (Tensor, optional): bool, which tokens are real.
         """
         pad_h, pad_w = (-x.shape[-2] % self.patch_size,
                         -x.shape[-1] % self.patch_size)
         if pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
-        return self.position(self.norm(self.proj(x).permute(0, 2, 3, 1)))
+        x = self.norm(self.proj(x).permute(0, 2, 3, 1))
+        if key_mask is None or isinstance(self.position, nn.Identity):
+            return self.position(x)
+        return self.position(x, key_mask)
 
 
 class PatchMerging(nn.Module):
@@ -146,10 +186,19 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, H, W, dim]`` to the same shape."""
-        x = self.position(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(self,
+                x: torch.Tensor,
+                key_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Map ``[B, H, W, dim]`` to the same shape.
+
+        Args:
+            x (Tensor): The map.
+            key_mask (Tensor, optional): bool ``[B, H, W]``, which tokens are
+                real. Others reach none of these, whatever they hold.
+        """
+        x = self.position(drop_masked(x, key_mask))
+        masks = () if key_mask is None else (key_mask, )
+        x = x + self.drop_path(self.attn(self.norm1(x), *masks))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -175,12 +224,20 @@ class Stage(nn.Module):
             Block(dim, drop_path=drop_path, block_index=index, **kwargs)
             for index, drop_path in enumerate(drop_paths))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, H, W, in_dim]`` to ``[B, H', W', dim]``."""
+    def forward(self,
+                x: torch.Tensor,
+                key_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Map ``[B, H, W, in_dim]`` to ``[B, H', W', dim]``.
+
+        Args:
+            x (Tensor): The map; zero where a token is not real.
+            key_mask (Tensor, optional): bool ``[B, H', W']``, which tokens
+                are real; the others are zero in the result.
+        """
         x = self.downsample(x)
         for block in self.blocks:
             if self.with_cp and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, key_mask, use_reentrant=False)
             else:
-                x = block(x)
-        return x
+                x = block(x, key_mask)
+        return drop_masked(x, key_mask)

@@ -7,9 +7,10 @@ import torch.nn as nn
 from timm.layers import trunc_normal_
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...layers import ATTENTION_LAYERS
 from ...layers.common import undecayed_parameters
 from ...registry import MODELS, BaseModule
-from .blocks import PatchEmbed, Stage
+from .blocks import PatchEmbed, Stage, fill_with_mean, shrink_mask
 
 
 @MODELS.register_module()
@@ -51,6 +52,13 @@ class FMATransformer(BaseModule):
         norm_eval (bool): Keep batch norms, which a custom attention layer
             may bring, in eval mode.
         with_cp (bool): Trade compute for memory in training.
+        mask_padding (bool): Images have one channel more, the last, which is
+            1 where an image is and 0 where a batch was padded below it or to
+            its right (:class:`~fma_vision.models.PaddingMask` adds it). Each
+            image then gives, where it is, what it gives alone, to rounding;
+            the padding of its maps holds the mean of the rest, so that an
+            average over a whole map is that of the image, too. Needs
+            attention layers that have ``mask_is_border``. Defaults to False.
         init_cfg (dict, optional): As everywhere in OpenMMLab, such as
             ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
@@ -100,6 +108,7 @@ class FMATransformer(BaseModule):
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  with_cp: bool = False,
+                 mask_padding: bool = False,
                  init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         settings = self._settings(arch)
@@ -112,6 +121,7 @@ class FMATransformer(BaseModule):
         self.out_indices = self._indices(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.mask_padding = mask_padding
         if not 0 <= drop_path_rate < 1:
             raise ValueError('drop_path_rate must be in [0, 1), got '
                              f'{drop_path_rate}')
@@ -148,6 +158,8 @@ class FMATransformer(BaseModule):
                     mlp_ratio=mlp_ratio,
                     qkv_bias=qkv_bias,
                     drop=drop_rate))
+        if mask_padding:
+            self._check_mask_is_border()
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(self.embed_dims[i]))
         self.apply(_init_layer)
@@ -196,7 +208,8 @@ class FMATransformer(BaseModule):
         """Compute feature maps.
 
         Args:
-            x (Tensor): ``[B, in_channels, H, W]``, any H and W >= 1.
+            x (Tensor): ``[B, in_channels, H, W]``, any H and W >= 1; with
+                ``mask_padding`` ``[B, in_channels + 1, H, W]``.
 
         Returns:
             tuple[Tensor]: One ``[B, C_i, H_i, W_i]`` per index in
@@ -205,17 +218,45 @@ class FMATransformer(BaseModule):
         Raises:
             ValueError: If the input is not such an image batch.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
-            raise ValueError(f'x must be [B, {self.in_channels}, H, W] with '
-                             f'H, W >= 1, got {tuple(x.shape)}')
-        x = self.patch_embed(x)
+        channels = self.in_channels + self.mask_padding
+        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
+            more = (', the last channel telling images from padding '
+                    "(data_preprocessor=dict(type='fma_vision.PaddingMask', "
+                    '...) adds it)') if self.mask_padding else ''
+            raise ValueError(f'x must be [B, {channels}, H, W] with '
+                             f'H, W >= 1{more}, got {tuple(x.shape)}')
+        mask = None
+        if self.mask_padding:
+            mask = x[:, -1] > .5  # bool [B, H, W]
+            x = x[:, :-1].masked_fill(~mask[:, None], 0)
+            mask = shrink_mask(mask, self.patch_size)
+        x = self.patch_embed(x, mask)
         outs = []
         for i, stage in enumerate(self.stages):
-            x = stage(x)
+            if mask is not None and i > 0:
+                mask = shrink_mask(mask, 2)
+            x = stage(x, mask)
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(x)
+                if mask is not None:
+                    out = fill_with_mean(out, mask)
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
+
+    def _check_mask_is_border(self) -> None:
+        """Refuse attention that knows where the padded map ends."""
+        allowed = [
+            name for name, layer in ATTENTION_LAYERS.items()
+            if getattr(layer, 'mask_is_border', False)
+        ]
+        for stage in self.stages:
+            layer = stage.blocks[0].attn
+            if not getattr(layer, 'mask_is_border', False):
+                raise ValueError(
+                    'mask_padding=True needs an attn type with '
+                    f'mask_is_border, got {type(layer).__name__}, whose '
+                    'output depends on the size of the padded map; allowed: '
+                    f'{sorted(allowed)}')
 
     def train(self, mode: bool = True) -> 'FMATransformer':
         """Set the mode; frozen parts stay in eval mode."""

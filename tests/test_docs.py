@@ -1,6 +1,7 @@
 """The written pages: code runs, links and named files exist."""
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,14 @@ def python_blocks(config):
 
 
 @pytest.mark.parametrize('code', python_blocks(config=False))
-def test_programs_run(code):
+def test_programs_run(code, monkeypatch):
+    """Each as in a process of its own, where no toolbox is the default."""
+    for name in re.findall(r'^from (mm\w+)', code, re.MULTILINE):
+        pytest.importorskip(name)
+        registry = pytest.importorskip('mmengine.registry')
+        monkeypatch.setattr(registry.DefaultScope, '_instance_dict',
+                            OrderedDict())
+    monkeypatch.chdir(ROOT)
     exec(compile(code, 'page', 'exec'), {})
 
 

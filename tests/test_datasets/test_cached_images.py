@@ -19,8 +19,7 @@ from synthetic import write_class_folders, write_image, write_paired
 from torch.utils.data import DataLoader
 
 from fma_vision.datasets import LoadCachedImage, cached_images
-from fma_vision.datasets.cached_images import (KEY, cache_images,
-                                               read_cached)
+from fma_vision.datasets.cached_images import KEY, cache_images, read_cached
 from fma_vision.datasets.classification import CIFAR10_CLASSES
 
 
@@ -143,7 +142,8 @@ def test_only_plain_loading_is_cached() -> None:
     """A step that reads something else goes on reading the file."""
     steps = [
         dict(type='LoadImageFromFile', color_type='grayscale'),
-        dict(type='LoadAnnotations'), LoadImageFromFile()
+        dict(type='LoadAnnotations'),
+        LoadImageFromFile()
     ]
     assert read_cached(steps) == steps
     step, = read_cached([dict(type='LoadImageFromFile', to_float32=True)])

@@ -70,9 +70,8 @@ def test_joined_sets_share_a_pipeline(tmp_path: Path) -> None:
         datasets=[part, dict(part, pipeline=LOAD[:1])],
         pipeline=LOAD)
     data = DATASETS.build(whole)
-    assert ['gt_seg_map' in sample for sample in data] == [True] * 2 + [
-        False
-    ] * 2
+    assert ['gt_seg_map' in sample
+            for sample in data] == [True] * 2 + [False] * 2
     built = DATASETS.build(dict(part, pipeline=LOAD))
     assert len(DATASETS.build(dict(whole, datasets=[built, built]))) == 4
 

@@ -215,9 +215,10 @@ def test_classification_equals_the_hosts_inference(demo, models, photos):
 def test_other_loading_and_joined_sets(demo, models, photos, text):
     """Colours are not swapped, no step is lost."""
     config = models / 'other.py'
-    config.write_text(text.replace("imports=['fma_vision.models']",
-                                   "imports=['fma_vision.models', "
-                                   "'fma_vision.datasets']"))
+    config.write_text(
+        text.replace("imports=['fma_vision.models']",
+                     "imports=['fma_vision.models', "
+                     "'fma_vision.datasets']"))
     image = demo.read_image(photos / 'a.png')
     found, wanted = (
         demo.Predictor(path, models / 'cls.pth', 'cpu')(image)

@@ -44,8 +44,10 @@ def rivals(tool):
 @pytest.fixture
 def alone(rivals, monkeypatch):
     """As without the packages."""
-    for package in rivals.PACKAGES.values():
-        monkeypatch.setitem(sys.modules, package.replace('-', '_'), None)
+    for method in rivals.METHODS:
+        if method.package:
+            name = method.package.replace('-', '_')
+            monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.fixture

@@ -169,20 +169,23 @@ def test_registers_spills_and_shared_memory() -> None:
         pytest.skip('this build of triton has no disassembler')
     # Interpreted functions cannot be compiled.
     env = {k: x for k, x in os.environ.items() if k != 'TRITON_INTERPRET'}
-    done = subprocess.run([sys.executable, resources.__file__] +
-                          [str(target) for target in TARGETS],
-                          env=env,
-                          capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, resources.__file__] +
+        [str(target) for target in TARGETS],
+        env=env,
+        capture_output=True,
+        text=True)
     assert done.returncode == 0, done.stderr
     kernels = {}
     for row in map(json.loads, done.stdout.splitlines()):
         name = (row['target'], row['case'], row['head_dim'], row['dtype'])
         kernels.setdefault(name, set()).add(row['kernel'])
         assert not row['spilled'] and row['shared'] <= row['limit'], row
-    expected = {(target, case.name, case.head_dim, case.dtype): case
-                for case in resources.cases()
-                for target in TARGETS}
+    expected = {
+        (target, case.name, case.head_dim, case.dtype): case
+        for case in resources.cases()
+        for target in TARGETS
+    }
     assert set(kernels) == set(expected)
     every = {'query_kernel', 'query_kernel backward', 'key_kernel'}
     assert all(every <= found for found in kernels.values())

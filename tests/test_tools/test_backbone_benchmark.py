@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 

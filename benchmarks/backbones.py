@@ -359,17 +359,19 @@ def timm_call(name: str, images: Tensor, mode: str, attention: str) -> Call:
     if 'img_size' in options:
         options['img_size'] = images.shape[-1]
     model = timm.create_model(**options).to(images.device)
-    cast = partial(under, 'bfloat16', device=images.device)
+    # Forward alone: autocast is not for the backward pass.
+    model.forward = partial(
+        under, 'bfloat16', model.forward, device=images.device)
     found = {}
     for place in {attention, 'torch'} if name.startswith('FMA') else ():
         with backend(model, place):
-            found[place] = cast(results, model, images[:1], 'inference')
+            found[place] = results(model, images[:1], 'inference')
     if found:
         agree('the torch backend', found[attention], found['torch'],
               'bfloat16')
     with backend(model, attention):
-        run = cast(CALLS[mode], model, images)
-    return partial(cast, backend(model, attention)(run))
+        run = CALLS[mode](model, images)
+    return backend(model, attention)(run)
 
 
 def gpu(args: Namespace) -> Iterator[dict]:

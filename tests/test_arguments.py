@@ -9,7 +9,7 @@ FOLDERS = 'kernels/fma_kernels', 'fma_vision', 'tools', 'benchmarks'
 # Beside tensors.
 MOST = 6
 # Public: their arguments are what users choose from.
-PUBLIC = {'fma1d', 'fma2d', 'stream', 'generate'}
+PUBLIC = {'fma1d', 'fma2d', 'stream'}
 # Host toolboxes and timm build these from configs, or call them by name.
 BUILT = '__init__'
 

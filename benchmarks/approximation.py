@@ -8,7 +8,7 @@ model, then measure::
         --work-dir work_dirs/full-lm-nano-4h_1xb2-3k_books-1k \\
         --cfg-options model.net.num_heads=4
     python tools/train.py configs/lm/full-lm-nano-4h_1xb1-40_books-16k.py
-    python benchmarks/approximation.py       # --no-timing: errors alone
+    python benchmarks/approximation.py       # --quick writes nothing
     python benchmarks/tables.py
 
 What is timed is the attention on given queries, keys and values, without
@@ -21,21 +21,17 @@ missing costs its rows alone.
 """
 import argparse
 import math
-import sys
 import warnings
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-if __name__ == '__main__':  # so that a checkout works without installing it
-    _ROOT = Path(__file__).resolve().parents[1]
-    sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
-
 import torch
-from measure import Call, compare
-from rivals.packages import PACKAGES, Inputs, Method, rivals
+from measure import RESULTS, Call, compare, parser
+from rivals.packages import Inputs, Method, rivals
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from fma_kernels import Hierarchy, fma1d
 from fma_kernels.summaries import average_summaries
@@ -44,44 +40,28 @@ from fma_vision.engine import (UserError, check_weights, read_checkpoint,
 from fma_vision.engine.build import build_model, load_model_config
 from fma_vision.engine.environment import collect_environment
 from fma_vision.engine.files import write_json
-from fma_vision.engine.timing import peak_memory
 from fma_vision.layers import FMAttention1D, FullAttention1D
 from fma_vision.layers.positions import rotate
 
-ROOT = Path(__file__).resolve().parents[1]
 NAME = 'full-lm-nano-4h_1xb1-40_books-16k'
-RESULT = ROOT / 'benchmarks/results/approximation_cpu.json'
 MODES = dict(causal=True, bidirectional=False)
 # Cells and ranks, and those of pooled queries.
 FORMS = ((16, 1), (16, 4), (64, 1), (64, 4), (128, 4), (256, 4), (512, 4))
 LINEAR = ((16, 1), (64, 1), (64, 4), (256, 4))
 # Of a float32 output against its definition.
 TOLERANCE = 1e-3
-# Queries at a time in float64.
-CHUNK = 256
 
 
 def full_attention(inputs: Inputs, causal: bool) -> Tensor:
-    """Softmax attention by its definition: float64 ``[1, N, heads, D]``."""
-    # [heads, N, head_dim]
-    query, key, value = (x[0].transpose(0, 1).double() for x in inputs[:3])
-    query, length = query * query.shape[-1]**-.5, query.shape[1]
-    parts = []
-    for start in range(0, length, CHUNK):
-        logits = query[:, start:start + CHUNK] @ key.transpose(1, 2)
-        if causal:
-            later = torch.ones(logits.shape[1:], dtype=torch.bool)
-            logits.masked_fill_(later.triu(start + 1), -math.inf)
-        parts.append(logits.softmax(-1) @ value)
-    return torch.cat(parts, 1).transpose(0, 1)[None]
+    """Softmax attention in float64: ``[1, N, heads, head_dim]``."""
+    # [1, heads, N, head_dim]
+    given = (x.transpose(1, 2).double() for x in inputs[:3])
+    out = scaled_dot_product_attention(*given, is_causal=causal)
+    return out.transpose(1, 2)
 
 
 def errors(out: Tensor, exact: Tensor) -> Dict[str, float]:
-    """Frobenius norms of the difference over those of the exact output.
-
-    Returns:
-        The mean over heads, and the worst of them.
-    """
+    """Frobenius norms of the difference over those of the exact output."""
     norm = partial(torch.linalg.vector_norm, dim=(0, 1, 3))
     heads = norm(out.double() - exact) / norm(exact)
     return dict(mean=float(heads.mean()), worst=float(heads.max()))
@@ -89,25 +69,15 @@ def errors(out: Tensor, exact: Tensor) -> Dict[str, float]:
 
 # ------------------------------------------------------------------ inputs
 class Subject(NamedTuple):
-    """What methods are given.
-
-    Attributes:
-        query, key, value: As full attention takes them, rotated by their
-            positions, ``[1, N, heads, head_dim]`` each.
-        unturned: As they were projected, ``[1, N, 3 heads head_dim]``.
-    """
+    """What methods are given: ``[1, N, heads, head_dim]``, rotated."""
     query: Tensor
     key: Tensor
     value: Tensor
-    unturned: Tensor
+    unturned: Tensor  # as they were projected, [1, N, 3 heads head_dim]
 
 
 def build(config: str, checkpoint: str) -> Tuple[nn.Module, Dict[str, Any]]:
-    """The language model in evaluation mode, and how it was trained.
-
-    Raises:
-        UserError: They cannot be read, do not fit, or are of another model.
-    """
+    """The language model in evaluation mode, and how it was trained."""
     model = build_model(load_model_config(config))
     net = getattr(model, 'net', None)
     attn = net.blocks[0].attn if hasattr(net, 'blocks') else None
@@ -126,15 +96,7 @@ def build(config: str, checkpoint: str) -> Tuple[nn.Module, Dict[str, Any]]:
 
 @torch.no_grad()
 def capture(net: nn.Module, text: bytes) -> Tuple[Subject, float]:
-    """What the two middle blocks see of a text, heads side by side.
-
-    Args:
-        net: The language model.
-        text: A character more than is read, to predict.
-
-    Returns:
-        The subject, and the model's bits per character.
-    """
+    """What the two middle blocks see of a text, and its bits a character."""
     tokens = torch.tensor(list(text))
     middle = len(net.blocks) // 2
     layers = [block.attn for block in net.blocks[middle - 1:middle + 1]]
@@ -221,18 +183,11 @@ def check(form: Method, head_dim: int) -> float:
 
 # ----------------------------------------------------------------- measure
 def measure_mode(methods: List[Method], causal: bool, example: Subject,
-                 subject: Subject, repeats: int) -> List[Dict[str, Any]]:
+                 subject: Subject,
+                 args: argparse.Namespace) -> List[Dict[str, Any]]:
     """Errors, times and memory of the methods in one mode.
 
-    Args:
-        methods: Those of the mode are taken.
-        causal: The mode.
-        example: To fit weights on.
-        subject: What is reported on.
-        repeats: Samples of each time; 0 for none.
-
-    Raises:
-        UserError: An output is not finite.
+    Weights are fitted on ``example``; ``subject`` is reported on.
     """
     fitted = example, full_attention(example[:3], causal)
     exact, entries = full_attention(subject[:3], causal), []
@@ -240,43 +195,25 @@ def measure_mode(methods: List[Method], causal: bool, example: Subject,
         if causal not in method.modes:
             continue
         call = method.prepare(subject, causal, fitted)
-        row: Dict[str, Any] = dict(
-            family=method.family,
-            name=method.name,
-            note=method.note,
-            real=errors(call(), exact))
+        kept = {k: getattr(method, k) for k in ('family', 'name', 'note')}
+        row = dict(kept, real=errors(call(), exact))
         print(f'{method.family}, {method.name}: {row["real"]}', flush=True)
         if not math.isfinite(row['real']['mean']):
             raise UserError(f'{method.family}, {method.name} is not finite')
         entries.append((row, dict(call=call)))
-    if not repeats:
-        return [row for row, _ in entries]
-    rows = compare(entries, repeats, .1)
-    for row, (_, own) in zip(rows, entries):
-        row['seconds'] = row['seconds']['call']
-        row['peak_bytes'] = peak_memory(own['call'])
-        del row['ratio']
-    return rows
-
-
-def versions() -> Dict[str, str]:
-    """Of the packages that hold the other methods."""
-    found = {}
-    for package in PACKAGES.values():
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            pass
-    return found
+    # Of one call each.
+    return [
+        dict(
+            row,
+            seconds=row['seconds']['call'],
+            peak_bytes=row['peak_bytes']['call'])
+        for row in compare(entries, args)
+    ]
 
 
 @torch.no_grad()
 def measure(args: argparse.Namespace) -> Dict[str, Any]:
-    """Measures what the command line names.
-
-    Raises:
-        UserError: Something cannot be read, or a method is wrong.
-    """
+    """Measures what the command line names."""
     net, model = build(args.config, args.checkpoint)
     text = args.text.read_bytes() if args.text.is_file() else b''
     if len(text) < 3 * (args.length + 1):
@@ -296,9 +233,11 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     wrong = {k: x for k, x in checks.items() if not x <= TOLERANCE}
     if wrong:
         raise UserError(f'FMA is wrong by {wrong}; nothing was measured')
+    packages = sorted({x.package for x in others} - {''})
+    compared = {x: metadata.version(x) for x in packages}
     return dict(
         environment=dict(
-            collect_environment('cpu', args.seed), compared=versions()),
+            collect_environment('cpu', args.seed), compared=compared),
         model=model,
         setting=dict(
             zip(('length', 'heads', 'head_dim'), subject.query.shape[1:]),
@@ -308,43 +247,38 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
         checks=checks,
         missing=missing,
         modes={
-            mode:
-            measure_mode([*forms, *others], causal, example, subject,
-                         0 if args.no_timing else args.repeats)
+            mode: measure_mode([*forms, *others], causal, example, subject,
+                               args)
             for mode, causal in MODES.items()
         })
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--config', default=f'configs/lm/{NAME}.py')
-    parser.add_argument(
+    options = parser(__doc__)
+    options.set_defaults(device='cpu', repeats=5, least=.1)
+    options.add_argument('--config', default=f'configs/lm/{NAME}.py')
+    options.add_argument(
         '--checkpoint', default=f'work_dirs/{NAME}/iter_40.pth')
-    parser.add_argument(
+    options.add_argument(
         '--text', type=Path, default=Path('data/books/valid.txt'))
-    parser.add_argument(
-        '--length',
-        type=int,
-        default=16384,
-        help='tokens, a power of two from 512')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument(
-        '--repeats', type=int, default=5, help='samples of each time')
-    parser.add_argument(
-        '--no-timing', action='store_true', help='errors alone')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--out', type=Path, default=RESULT)
-    args = parser.parse_args(argv)
+    options.add_argument(
+        '--length', type=int, default=16384, help='tokens, a power of two')
+    args = options.parse_args(argv)
+    if args.quick:
+        args.length, args.repeats = 512, 1
+    elif args.out is None:
+        args.out = RESULTS / 'approximation_cpu.json'
     # H-Transformer-1D halves it down to blocks of 128.
     if args.length < 512 or args.length & (args.length - 1):
-        parser.error('--length must be a power of two and at least 512, got '
-                     f'{args.length}')
+        options.error('--length must be a power of two and at least 512, got '
+                      f'{args.length}')
     # About a version check and a deprecated import of the packages.
     warnings.filterwarnings('ignore', message='.*(distutils|torch.cuda.amp)')
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    write_json(args.out, measure(args))
+    found = measure(args)
+    if args.out is not None:
+        write_json(args.out, found)
 
 
 if __name__ == '__main__':

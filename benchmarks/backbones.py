@@ -1,8 +1,9 @@
-"""Whole backbones on a CPU: time, memory and precision, beside others.
+"""Whole backbones: time, memory and precision, beside others.
 
-    python benchmarks/backbones.py                    # all, half an hour
+    python benchmarks/backbones.py                    # a CPU, half an hour
     python benchmarks/backbones.py --parts inference  # some; the others stay
     python benchmarks/backbones.py --quick            # a rehearsal
+    python benchmarks/backbones.py --device cuda      # a GPU: part gpu
     python benchmarks/tables.py                       # then: the tables
 
 What is compared runs in turns in one process, by ``measure.compare``. Models
@@ -14,10 +15,11 @@ the PyTorch backend at the size itself; the others must be finite.
 
 A training step is forward, backward and AdamW, stochastic depth as configured.
 ``memory`` and ``large`` run in processes of their own that give memory back at
-once; bytes are beyond weights, optimizer state and input.
+once; bytes are beyond weights, optimizer state and input. ``gpu`` takes its
+models from timm; each may fail alone.
 """
-import os
 import runpy
+import sys
 import warnings
 from argparse import Namespace
 from contextlib import contextmanager
@@ -25,14 +27,13 @@ from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import timm
 import torch
-from measure import Call, compare, peak_resident, run_parts, summary
+from measure import (Call, compare, each, parser, peak_resident, run_parts,
+                     summary)
 from torch import Tensor, nn
-from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity
 
 from fma_kernels.testing import missing_compiler
 from fma_vision.engine import UserError, trained_runner
@@ -52,6 +53,7 @@ CONFIGS = {
                    dict(gap_before_final_norm=False)),
 }
 MODELS = (*CONFIGS, 'ViT-S/16')
+Maps = List[Tensor]
 # Several levels of cells with ragged borders, yet cheap for the reference.
 SMALL = (1, 3, 136, 120)
 # What is tested at each precision: config, weights, metric.
@@ -85,7 +87,7 @@ def last(model: nn.Module, image: Tensor) -> Tensor:
 def weights_of(out: Tensor) -> Tensor:
     """A linear loss's: the norm before hides what a plain mean would tell."""
     same = torch.Generator().manual_seed(0)
-    return torch.randn(out.shape, generator=same)
+    return torch.randn(out.shape, generator=same).to(out)
 
 
 def inference_call(model: nn.Module, image: Tensor) -> Call:
@@ -138,7 +140,7 @@ def backend(model: nn.Module, name: str) -> Iterator[None]:
             layer.backend = own
 
 
-def results(model: nn.Module, image: Tensor, mode: str) -> List[Tensor]:
+def results(model: nn.Module, image: Tensor, mode: str) -> Maps:
     """The last map, and in training the gradients of all weights."""
     model.eval()  # nothing is drawn
     if mode == 'inference':
@@ -150,21 +152,20 @@ def results(model: nn.Module, image: Tensor, mode: str) -> List[Tensor]:
     return [out.detach(), torch.cat([x.flatten() for x in grads])]
 
 
-def agree(what: str, found: List[Tensor], reference: List[Tensor]) -> float:
+def agree(what: str,
+          found: Maps,
+          reference: Maps,
+          dtype: str = 'float32') -> float:
     """The largest error, relative to the largest entry."""
     error = max(map(relative_error, found, reference))
-    if not error <= TOLERANCES['float32']:
+    if not error <= TOLERANCES[dtype]:
         raise RuntimeError(f'FMA-T is wrong: {error:.1e} from {what}; nothing '
                            'was timed')
     return error
 
 
 def check(mode: str, image: Tensor) -> Dict[str, float]:
-    """The errors of FMA-T.
-
-    Raises:
-        RuntimeError: An error is not rounding.
-    """
+    """The errors of FMA-T, all of them rounding."""
     errors, model = {}, build(FMA)
     for name, x in (('naive', torch.randn(SMALL)), ('torch', image)):
         found = results(model, x, mode)
@@ -193,13 +194,13 @@ def measured(args: Namespace, mode: str, image: Tensor, errors: dict,
              calls: Dict[str, Call]) -> dict:
     """A row of calls in turns; ratios are over the first."""
     entry = row(mode, image, errors=errors), calls
-    return compare([entry], args.repeats, args.least)[0]
+    return compare([entry], args)[0]
 
 
-def beside(args: Namespace, names: Sequence[str], mode: str, side: int,
-           batch: int) -> dict:
+def beside(args: Namespace, names: Sequence[str], mode: str, *size:
+           int) -> dict:
     """FMA-T and others."""
-    image = image_of(args, side, batch)
+    image = image_of(args, *size)
     errors = check(mode, image)
     return measured(args, mode, image, errors, calls_of(names, mode, image))
 
@@ -239,7 +240,8 @@ def large(args: Namespace) -> List[dict]:
     run = inference_call(build(FMA), image)
     process = {FMA: peak_resident(run)}
     what = row('inference', image, errors=errors, process=process)
-    return compare([(what, {FMA: run})], 1, 0)
+    once = Namespace(**{**vars(args), 'repeats': 1, 'least': 0})
+    return compare([(what, {FMA: run})], once)
 
 
 def compiled(args: Namespace) -> List[dict]:
@@ -268,23 +270,22 @@ def variants(model: nn.Module) -> Dict[str, Tuple[nn.Module, str]]:
         warnings.simplefilter('ignore')
         int8 = torch.ao.quantization.quantize_dynamic(
             model, {nn.Linear}, dtype=torch.qint8)
+    half = model, 'bfloat16'
     return dict(
-        float32=(model, 'float32'),
-        bfloat16=(model, 'bfloat16'),
-        int8=(int8, 'float32'))
+        float32=(model, 'float32'), bfloat16=half, int8=(int8, 'float32'))
+
+
+def under(dtype: str, run: Callable, *args: object, device='cpu') -> object:
+    with autocast(device, dtype):
+        return run(*args)
 
 
 def precision(args: Namespace) -> List[dict]:
     """FMA-T's time, and the scores of trained weights."""
     image = image_of(args, 512)
     errors, calls = check('inference', image), {}
-
-    def under(model: nn.Module, dtype: str) -> Tensor:
-        with autocast('cpu', dtype):
-            return last(model, image)
-
-    for name, variant in variants(build(FMA).eval()).items():
-        calls[name] = partial(under, *variant)
+    for name, (model, dtype) in variants(build(FMA).eval()).items():
+        calls[name] = partial(under, dtype, last, model, image)
         errors[name] = relative_error(calls[name](), calls['float32']())
     return [
         measured(args, 'inference', image, errors, calls),
@@ -337,72 +338,69 @@ def camvid(args: Namespace) -> List[dict]:
     return [summary(what, times)]
 
 
-# Kinds of work, and how the profiler's names of it begin.
-BACK = 'autograd::engine::evaluate_function: '
-KINDS = {
-    'linear layers':
-    ('aten::addmm', 'aten::mm', 'aten::linear', f'{BACK}Addmm', f'{BACK}Mm'),
-    'attention': ('fma_kernels::', 'Forward', 'Backward'),
-    'GELU': ('aten::gelu', ),
-    'norms': ('aten::native_layer_norm', 'aten::layer_norm'),
-    'convolutions':
-    ('aten::convolution', 'aten::_convolution', 'aten::mkldnn_convolution',
-     'aten::thnn_conv', 'aten::_conv_depthwise'),
-    'copies': ('aten::copy_', 'aten::clone', 'aten::contiguous', 'aten::cat',
-               'aten::constant_pad', 'aten::fill_'),
-    'optimizer': ('Optimizer.', ),
+# ------------------------------------------------------------------- a GPU
+LINEAR = dict(type='FMAttention2D', cell_size=4, pool_queries=True)
+# Arguments for timm; ratios are over the first. DeiT-S is ViT-S with another
+# recipe. Where there is a size of images, it is that of the benchmark.
+TIMM = {
+    SWIN: dict(model_name='swin_tiny_patch4_window7_224', img_size=None),
+    FMA: dict(model_name='fma_tiny'),
+    f'{FMA} linear': dict(model_name='fma_tiny', attn=LINEAR),
+    'ConvNeXt-T': dict(model_name='convnext_tiny'),
+    'ViT-S/16': dict(model_name='deit_small_patch16_224', img_size=None),
 }
+# Side and batch, about as many pixels each; what matters most comes first.
+SIZES = (512, 16), (2048, 1), (224, 64), (1024, 4)
 
 
-def kind(event: Optional[FunctionEvent]) -> str:
-    """All inside attention or the optimizer, else what the innermost says."""
-    found = 'other'
-    while event is not None:
-        for name, starts in KINDS.items():
-            if event.name.startswith(starts):
-                if name in ('attention', 'optimizer'):
-                    return name
-                found = name if found == 'other' else found
-        event = event.cpu_parent
-    return found
+def timm_call(name: str, images: Tensor, mode: str, attention: str) -> Call:
+    """One of TIMM; FMA's attention is on the backend of a name, and right."""
+    options = dict(TIMM[name], num_classes=0, global_pool='')
+    if 'img_size' in options:
+        options['img_size'] = images.shape[-1]
+    model = timm.create_model(**options).to(images.device)
+    # Forward alone: autocast is not for the backward pass.
+    model.forward = partial(
+        under, 'bfloat16', model.forward, device=images.device)
+    found = {}
+    for place in {attention, 'torch'} if name.startswith('FMA') else ():
+        with backend(model, place):
+            found[place] = results(model, images[:1], 'inference')
+    if found:
+        agree('the torch backend', found[attention], found['torch'],
+              'bfloat16')
+    with backend(model, attention):
+        run = CALLS[mode](model, images)
+    return backend(model, attention)(run)
 
 
-def shares_of(run: Call) -> Dict[str, float]:
-    """Kinds of work over the CPU time of the calling thread."""
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it talks
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as record:
-        run()
-    found = dict.fromkeys((*KINDS, 'other'), 0.)
-    for event in record.events():
-        found[kind(event)] += event.self_cpu_time_total
-    return {name: x / sum(found.values()) for name, x in found.items()}
-
-
-def profile(args: Namespace) -> List[dict]:
-    """Where the time goes, on the C kernels and on PyTorch alone."""
-    rows, model = [], build(FMA)
-    for mode, *size in (('inference', 512, 1), ('training', 224, 8)):
-        image = image_of(args, *size)
-        errors, run = check(mode, image), CALLS[mode](model, image)
-        calls = {
-            name: backend(model, name)(run)
-            for name in ('native', 'torch')
+def gpu(args: Namespace) -> Iterator[dict]:
+    """A forward pass and a step; FMA-T against others, bfloat16 autocast."""
+    sizes = ((64, 1), ) if args.quick else SIZES
+    for (side, batch), mode in product(sizes, ('training', 'inference')):
+        images = torch.randn(batch, 3, side, side, device=args.device)
+        builds = {
+            x: partial(timm_call, x, images, mode, args.backend)
+            for x in TIMM
         }
-        rows.append(measured(args, mode, image, errors, calls))
-        rows[-1]['shares'] = {k: shares_of(x) for k, x in calls.items()}
-    return rows
+        calls, reasons = each(builds, args.device)
+        what = row(mode, images, reasons=reasons)
+        found, = compare([(what, calls)], args)
+        for name in found['reasons'].keys() & {FMA, f'{FMA} linear'}:
+            found['reason'] = f'{name}: {found["reasons"][name]}'
+        yield found
 
 
-PARTS = {
-    part.__name__: part
-    for part in (inference, training, memory, large, compiled, precision,
-                 camvid, profile)
-}
+PARTS = dict(
+    cpu=(inference, training, memory, large, compiled, precision, camvid),
+    cuda=(gpu, ))
 
 
-def main(argv: Optional[List[str]] = None) -> None:
-    run_parts(__file__, __doc__, PARTS, 'backbone', argv, ('memory', 'large'))
+def main(argv: Optional[List[str]] = None) -> int:
+    """Runs the parts; 1 if one could not measure what it was for."""
+    return run_parts(
+        parser(__doc__), 'backbone', PARTS, argv, fresh=[memory, large])
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Language models on a CPU: reading, writing, precisions, compilation.
+"""Language models on a CPU: reading, writing, precisions.
 
     python benchmarks/language_model.py                      # all parts
     python benchmarks/language_model.py --parts streaming    # one
@@ -13,18 +13,18 @@ before chunks and single steps have given the logits of the parallel form.
 the same turns: a floor that depends on the memory of the machine.
 """
 import argparse
-import copy
-import shutil
+import math
+import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
-from measure import Call, compare, run_parts
+from backbones import under, variants
+from measure import Call, compare, parser, run_parts
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
-from torch.ao.quantization import quantize_dynamic
 
 from fma_vision.engine import (UserError, check_weights, read_checkpoint,
                                select_state_dict)
@@ -73,11 +73,7 @@ def random_tokens(net: nn.Module, length: int) -> Tensor:
 
 
 def check(net: nn.Module, name: str, length: int = CHECK_LENGTH) -> float:
-    """The largest difference of pieces from the whole, over the largest logit.
-
-    Raises:
-        UserError: It is not rounding.
-    """
+    """The error of pieces against the whole, over the largest logit."""
     tokens = random_tokens(net, length)
     with torch.no_grad():
         whole = net(tokens)
@@ -120,7 +116,6 @@ class Reader:
         return dict(
             model=name,
             context=self.context,
-            prefill_seconds=self.seconds,
             tokens_per_second=self.context / self.seconds,
             prefill_peak_bytes=self.peak,
             seconds=dict(step=summarise([s / RUN for s in samples])),
@@ -160,8 +155,7 @@ def streaming(args: argparse.Namespace) -> List[dict]:
         for context in contexts:
             size = max(context // 64, 128) if args.quick else context
             calls[name, context] = Reader(net, size)
-    ours = subjects['shipped'][0]
-    calls['linear layers'] = linear_layers(ours)
+    calls['linear layers'] = linear_layers(subjects['shipped'][0])
     samples = time_interleaved(
         calls, repeats=args.repeats, warmup=1, least_seconds=0)
     rows = [
@@ -176,81 +170,31 @@ def streaming(args: argparse.Namespace) -> List[dict]:
 
 def precision(args: argparse.Namespace) -> List[dict]:
     """float32, bfloat16 under autocast and int8: time, bits a character."""
-    net, text = shipped(), load_model_config(str(ROOT / CONFIG))
-    cfg = dict(text.test_dataloader.dataset, samples=2 if args.quick else 128)
-    cfg['data_root'] = str(ROOT / cfg['data_root'])
+    cfg = load_model_config(str(ROOT / CONFIG)).test_dataloader.dataset
+    cfg.update(
+        samples=2 if args.quick else 128, data_root=str(ROOT / cfg.data_root))
     windows = DATASETS.build(cfg)
     tokens = torch.stack([windows[i]['tokens'] for i in range(len(windows))])
-    variants: Dict[str, Callable] = {
-        'float32': (net, False),
-        'bfloat16': (net, True),
-        'int8': (quantize_dynamic(copy.deepcopy(net), {nn.Linear}), False)
-    }
+    net = shipped()
     long = random_tokens(net, 256 if args.quick else 4096)
     whole, steps, scores = {}, {}, {}
-    for name, (model, half) in variants.items():
-        cast = partial(torch.autocast, 'cpu', torch.bfloat16, enabled=half)
-        with cast():
-            nats, counts = zip(*(model.nats(x) for x in tokens.split(8)))
-        scores[name] = float(
-            torch.cat(nats).double().sum() / torch.cat(counts).sum() /
-            torch.log(torch.tensor(2.)))
-        with cast():
-            reader = Reader(model, long.shape[1])
-        whole[name] = after_cast(cast, partial(model, long))
-        steps[name] = after_cast(cast, reader)
+    for name, (model, dtype) in variants(net).items():
+        cast = partial(under, dtype)
+        nats, counts = zip(*(cast(model.nats, x) for x in tokens.split(8)))
+        bits = torch.cat(nats).double().sum() / math.log(2)
+        scores[name] = float(bits / torch.cat(counts).sum())
+        whole[name] = partial(cast, model, long)
+        steps[name] = partial(cast, cast(Reader, model, long.shape[1]))
     entries = [(dict(mode='4,096 tokens', bits_per_character=scores), whole),
                (dict(mode=f'{RUN} steps'), steps)]
-    return compare(entries, args.repeats, args.least)
+    return compare(entries, args)
 
 
-def after_cast(cast: Callable, run: Call) -> Call:
-
-    def both() -> object:
-        with cast():
-            return run()
-
-    return both
-
-
-def compiled(args: argparse.Namespace) -> List[dict]:
-    """Eager against ``torch.compile``: reading whole, and a training step."""
-    if shutil.which('c++') is None:
-        return [dict(mode='not run', reason='there is no C++ compiler')]
-    length, entries = 128 if args.quick else 4096, []
-    for mode in ('inference', 'training'):
-        net = drawn().train(mode == 'training')
-        tokens = random_tokens(net, length)
-        plain, fast = partial(net.loss, tokens), torch.compile(net.loss)
-        calls = dict(eager=plain, compiled=partial(fast, tokens))
-        if mode == 'training':
-            calls = {k: partial(train, net, v) for k, v in calls.items()}
-        values = [float(run() or 0) for run in calls.values()]
-        if abs(values[0] - values[1]) > 1e-4 * abs(values[0]):
-            raise UserError(f'compiled and eager losses differ: {values}')
-        entries.append((dict(mode=mode, tokens=length, loss=values), calls))
-    rows = []
-    for row, calls in entries:
-        with torch.set_grad_enabled(row['mode'] == 'training'):
-            rows += compare([(row, calls)], args.repeats, args.least)
-    return rows
-
-
-@torch.enable_grad()
-def train(net: nn.Module, loss: Call) -> Tensor:
-    """Forward and backward; gradients are dropped."""
-    value = loss()
-    value.backward()
-    net.zero_grad(set_to_none=True)
-    return value.detach()
-
-
-PARTS = {part.__name__: part for part in (streaming, precision, compiled)}
-
-
-def main(argv: Optional[List[str]] = None) -> None:
-    run_parts(__file__, __doc__, PARTS, 'language_model', argv)
+def main(argv: Optional[List[str]] = None) -> int:
+    return run_parts(
+        parser(__doc__), 'language_model', dict(cpu=(streaming, precision)),
+        argv)
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

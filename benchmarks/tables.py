@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Callable, Dict, Optional
 
-# Also where this file is imported by its path.
 ROOT = Path(__file__).resolve().parents[1]
+# Also where this file is imported by its path.
 sys.path[:0] = [str(ROOT / 'benchmarks')]
 from report import (  # noqa: E402  isort: skip
-    backbones, experiments, language, layers, models, operation)
+    backbones, experiments, layers, models, operation)
 
 RESULTS = ROOT / 'benchmarks/results'
 PAGES = ('README.md', 'configs/fashion_mnist/README.md',
@@ -33,17 +33,14 @@ def of(function: Callable, *args: str) -> Callable[[], Optional[str]]:
 # What a mark names, and what is put there; None leaves the place empty.
 TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'operation, CPU': of(operation.speed),
-    'operation, details': of(operation.op_details),
-    'operation, GPU': of(operation.op_gpu),
-    'operation, GPU details': of(operation.op_gpu_details),
-    'kernel resources': of(operation.kernel_resources),
+    'operation, details': of(operation.details),
+    'operation, GPU': of(operation.gpu),
     'linear variant, CPU': of(operation.linear),
     'backbones': of(backbones.backbones),
     'backbones, details': of(backbones.details),
-    'backbones, profile': of(backbones.profile),
-    'backbones, GPU': of(backbones.backbones_gpu),
-    'language model streaming': of(language.streaming),
-    'language model precision': of(language.precisions),
+    'backbones, GPU': of(backbones.gpu),
+    'language model streaming': of(layers.streaming),
+    'language model precision': of(layers.precisions),
     'layers': of(layers.layers),
     'approximation': of(layers.approximation),
     'street weights': of(models.tested, 'street8'),
@@ -91,13 +88,11 @@ def main() -> None:
         path = ROOT / name
         text = path.read_text(encoding='utf-8')
         filled = fill(text, name)
-        if filled == text:
-            continue
-        if args.check:
-            sys.exit(f'{name} is out of date: run python '
-                     'benchmarks/tables.py')
-        path.write_text(filled, encoding='utf-8')
-        print(f'{name} updated')
+        if filled != text and args.check:
+            sys.exit(f'{name} is out of date: run python benchmarks/tables.py')
+        if filled != text:
+            path.write_text(filled, encoding='utf-8')
+            print(f'{name} updated')
 
 
 if __name__ == '__main__':

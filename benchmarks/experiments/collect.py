@@ -1,10 +1,8 @@
-"""From work folders to lines of results: `run.py collect`."""
+"""What trainings and tests left in their folders, and the results from it."""
 import json
 import statistics
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
-
-from logs import read_json, read_log
 
 from fma_vision.engine import UserError
 from fma_vision.engine.build import input_shape, load_model_config, measure
@@ -18,6 +16,59 @@ COMMON = ('default_hooks.', 'optim_wrapper.dtype',
           'train_dataloader.num_workers')
 
 
+def read_json(path: Path) -> Dict[str, Any]:
+    """A file of one JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read: {error}') from error
+    if not isinstance(found, dict):
+        raise UserError(f'{path} is no object: {str(found)[:40]}')
+    return found
+
+
+def read_part(log: Path) -> Dict[Tuple[bool, int], Dict[str, Any]]:
+    """The lines of one part of a training, by kind and step.
+
+    A part that was killed may end within a line; what is before it counts.
+    """
+    lines, found = log.read_bytes().splitlines(), {}
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+            found['loss' in line, line['step']] = line
+        except (KeyError, TypeError, ValueError) as error:
+            if number < len(lines):
+                raise UserError(f'{log}, line {number} cannot be read: '
+                                f'{error}') from error
+    return found
+
+
+def read_log(folder: Path) -> Tuple[List[Dict[str, Any]], Path]:
+    """What a training logged, all its parts in order.
+
+    One line at most for each step of training (they hold ``loss``) and of
+    validation, whose steps are epochs where the training counts epochs; and
+    the configuration of the last part.
+    """
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+    lines: Dict[Tuple[bool, int], Dict[str, Any]] = {}
+    for part in map(read_part, logs):
+        # What came after the start of this part was done again.
+        first = {kind: step for kind, step in sorted(part, reverse=True)}
+        lines = {
+            (kind, step): line
+            for (kind, step), line in lines.items()
+            if step < first.get(kind, step + 1)
+        }
+        lines.update(part)
+    if not lines:
+        raise UserError(f'{folder} holds no log of a training '
+                        '(*/vis_data/scalars.json)')
+    ordered = sorted(lines, key=lambda key: key[::-1])
+    return [lines[key] for key in ordered], logs[-1].parent / 'config.py'
+
+
 def median(lines: List[dict], key: str) -> Optional[float]:
     """Median of what the training logged, None where it did not."""
     values = [line[key] for line in lines if key in line]
@@ -25,11 +76,7 @@ def median(lines: List[dict], key: str) -> Optional[float]:
 
 
 def score(path: Path) -> Tuple[str, float]:
-    """The metric of a test, and its value.
-
-    Raises:
-        UserError: It is damaged, or has no known metric.
-    """
+    """The metric of a test, and its value."""
     metrics = read_json(path).get('metrics', {})
     for name, short in METRICS.items():
         if name in metrics:
@@ -38,14 +85,7 @@ def score(path: Path) -> Tuple[str, float]:
 
 
 def run_line(place: Any) -> Dict[str, Any]:
-    """The result of one run.
-
-    Args:
-        place: Of the run, see ``run.py``.
-
-    Raises:
-        UserError: Something is missing or damaged.
-    """
+    """The result of the run of a ``run.Place``."""
     note, tests = place.check(), place.tests()
     metric, value = score(tests[1])
     lines, config = read_log(place.folder)
@@ -61,21 +101,22 @@ def run_line(place: Any) -> Dict[str, Any]:
     # Much less noisy than a score: layers see the same images in one order.
     last = [line['loss'] for line in steps[len(steps) * 3 // 4:]]
     # Loaders and loops do not make another model, but another training.
-    given = {**note['options'], **note['train_options']}
+    given = note['options'] | note['train_options']
     model = {k: x for k, x in given.items() if k.startswith('model.')}
+    training = {
+        k: x
+        for k, x in given.items() if not k.startswith(('model.', *COMMON))
+    }
     kept = ('protocol', 'name', 'dataset', 'attention', 'config', 'base',
             'start', 'seed', 'amp')
+    sizes = {x: score(path)[1] for x, path in tests.items()}
     machine = note['environment']
     commit = machine.get('commit') or {}
     return dict(
-        {key: note[key]
-         for key in kept},
+        {k: note[k]
+         for k in kept},
         options=model,
-        training={
-            key: x
-            for key, x in given.items()
-            if key not in model and not key.startswith(COMMON)
-        },
+        training=training,
         parameters=cost.parameters,
         macs=cost.macs,
         shape=list(shape),
@@ -84,10 +125,7 @@ def run_line(place: Any) -> Dict[str, Any]:
         batch_size=batch,
         metric=metric,
         value=value,
-        sizes={
-            x: score(path)[1]
-            for x, path in tests.items()
-        } if len(tests) > 1 else None,
+        sizes=sizes if len(sizes) > 1 else None,
         training_loss=round(statistics.mean(last), 4),
         # Images or texts.
         samples_per_second=rate,
@@ -104,8 +142,7 @@ def run_line(place: Any) -> Dict[str, Any]:
 def append(path: Path, lines: List[Dict[str, Any]]) -> int:
     """Add lines to a file of one JSON object a line, each run once.
 
-    Returns:
-        int: How many lines are new or other than before.
+    Returns how many are new or other than before.
     """
 
     def key(line: Dict[str, Any]) -> Tuple:
@@ -124,11 +161,7 @@ def append(path: Path, lines: List[Dict[str, Any]]) -> int:
 
 
 def collect(places: Sequence[Any]) -> None:
-    """Add the results of finished runs to those that are kept.
-
-    Raises:
-        UserError: At the end, if a folder could not be read.
-    """
+    """Add the results of finished runs to those that are kept."""
     found, broken = [], []
     for place in places:
         if not all(path.is_file() for path in place.tests().values()):

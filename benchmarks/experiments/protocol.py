@@ -10,7 +10,7 @@ An entry of ``runs`` is one run for each of its ``attentions`` (all by
 default): ``{}`` in ``name`` and ``start`` becomes the attention. ``seeds``
 says how many seeds an attention has, 1 by default, ``scales`` which of them
 are tested at several sizes. ``options`` hold in training and test,
-``train_options`` in training only.
+``train_options`` in training only. ``start`` is a run of the same seed.
 """
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -35,33 +35,18 @@ FILES = {path.stem: path for path in Path(__file__).parent.glob('*.yml')}
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its test.
-
-    Attributes:
-        name: Without the seed; see the module.
-        dataset: Of the name.
-        attention: One of ``ATTENTIONS``.
-        config: Path from the checkout.
-        base: Path of the attention's part, for ``--base``.
-        seed: Of weights and data order.
-        options: For ``--cfg-options``, in training and test.
-        train_options: The same, in training only.
-        amp: Train with ``--amp``.
-        start: Name of the run, of the same seed, whose backbone this one
-            starts from.
-        scales: Test at these multiples of the config's size as well.
-    """
+    """One training and its test; see the module."""
     name: str
     dataset: str
     attention: str
     config: str
-    base: Optional[str] = None
-    seed: int = 0
+    base: Optional[str] = None  # the attention's part, for --base
+    seed: int = 0  # of weights and data order
     options: Mapping[str, Any] = field(default_factory=dict)
     train_options: Mapping[str, Any] = field(default_factory=dict)
     amp: bool = False
-    start: Optional[str] = None
-    scales: Tuple[int, ...] = ()
+    start: Optional[str] = None  # the run whose backbone this one starts from
+    scales: Tuple[int, ...] = ()  # multiples of the config's size to test at
 
     @property
     def model(self) -> List[str]:
@@ -89,17 +74,15 @@ def expand(entry: Dict[str, Any], seed: int) -> List[Run]:
     seeds, scaled = entry.get('seeds', {}), entry.get('scales', ())
     same = {
         k: entry[k]
-        for k in ('options', 'train_options', 'amp') if k in entry
+        for k in ('config', 'options', 'train_options', 'amp') if k in entry
     }
-    start = entry.get('start')
     return [
         Run(entry['name'].format(attention),
             entry['name'].partition('/')[0],
             attention,
-            entry['config'],
-            ATTENTIONS[attention],
-            seed,
-            start=start and start.format(attention),
+            base=ATTENTIONS[attention],
+            seed=seed,
+            start=entry.get('start', '').format(attention) or None,
             scales=SCALES if attention in scaled and not seed else (),
             **same) for attention in entry.get('attentions', ATTENTIONS)
         if seed < seeds.get(attention, 1)

@@ -22,12 +22,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-if __name__ == '__main__':  # so that a checkout works without installing it
-    _ROOT = Path(__file__).resolve().parents[2]
-    sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
-
 import collect
-from logs import read_json
 from protocol import FILES, Run, read
 
 from fma_vision.engine import UserError, load_config, run_tool
@@ -41,11 +36,7 @@ LEAST_MINUTES = 1.
 
 
 def select(protocol: str, patterns: Sequence[str]) -> List[Run]:
-    """The runs of a protocol that match one of the patterns.
-
-    Raises:
-        UserError: A pattern matches none.
-    """
+    """The runs of a protocol that match one of the patterns."""
     runs, found = read(protocol), set()
     for pattern in patterns:
         keys = fnmatch.filter([run.key for run in runs], pattern)
@@ -57,13 +48,7 @@ def select(protocol: str, patterns: Sequence[str]) -> List[Run]:
 
 
 class Place:
-    """The folder of a run, and what state it is in.
-
-    Args:
-        root: Of all work folders.
-        protocol: Name of the protocol.
-        run: The run.
-    """
+    """The folder of a run under that of all, and what state it is in."""
 
     def __init__(self, root: Path, protocol: str, run: Run) -> None:
         self.root, self.protocol, self.run = root, protocol, run
@@ -99,14 +84,9 @@ class Place:
         return {x: self.folder / name for x, name in zip(scales, names)}
 
     def check(self) -> Dict[str, Any]:
-        """The folder's note, and that it is of this run.
-
-        Raises:
-            UserError: Something else was trained there, or the note is
-                damaged.
-        """
+        """The folder's note, which must be of this run."""
         path = self.folder / 'run.json'
-        note = read_json(path) if path.is_file() else {}
+        note = collect.read_json(path) if path.is_file() else {}
         changed = note and self.run.changed(self.protocol, note)
         if changed:
             raise UserError(f'{self.folder} was begun with other settings '
@@ -127,18 +107,12 @@ class Place:
 
 def option_list(options: Mapping[str, Any]) -> List[str]:
     """Options as ``--cfg-options`` takes them."""
-    pairs = [
-        f'{key}={value}'.replace(' ', '') for key, value in options.items()
-    ]
+    pairs = [f'{k}={value}'.replace(' ', '') for k, value in options.items()]
     return ['--cfg-options', *pairs] if pairs else []
 
 
 def start_options(place: Place) -> Dict[str, Any]:
-    """Options that load the backbone of the run to start from.
-
-    Raises:
-        UserError: That run is not trained.
-    """
+    """Options that load the backbone of the run to start from."""
     run = place.run
     if run.start is None:
         return {}
@@ -157,12 +131,8 @@ def start_options(place: Place) -> Dict[str, Any]:
 def train_command(place: Place, minutes: Optional[float]) -> List[str]:
     """The command that trains a run, or goes on with it."""
     run, found = place.run, place.checkpoint
-    options = {
-        'randomness.seed': run.seed,
-        **run.options,
-        **run.train_options,
-        **start_options(place)
-    }
+    options = {'randomness.seed': run.seed, **run.options}
+    options |= run.train_options | start_options(place)
     return [
         'tools/train.py', *run.model, '--work-dir',
         place.folder.as_posix(), *(['--amp'] if run.amp else []),
@@ -173,13 +143,7 @@ def train_command(place: Place, minutes: Optional[float]) -> List[str]:
 
 
 def larger(config: str, scale: int) -> Dict[str, Any]:
-    """Options that test whole images at a multiple of a config's size.
-
-    Predictions are compared with the labels at the labels' own size.
-
-    Raises:
-        UserError: The test pipeline does not resize images once.
-    """
+    """Options that test whole images at a multiple of a config's size."""
     if scale == 1:
         return {}
     pipeline = load_config(config).test_dataloader.dataset.pipeline
@@ -194,23 +158,21 @@ def larger(config: str, scale: int) -> Dict[str, Any]:
 
 def test_commands(place: Place) -> List[List[str]]:
     """The commands that test what a run has trained, done ones left out."""
-    return [[
-        'tools/test.py', *place.run.model,
-        place.checkpoint.as_posix(), '--work-dir',
-        path.with_suffix('').as_posix(), '--out',
-        path.as_posix(), *option_list({
-            **place.run.options,
-            **larger(place.run.config, scale)
-        })
-    ] for scale, path in place.tests().items() if not path.is_file()]
+    run, commands = place.run, []
+    for scale, path in place.tests().items():
+        if not path.is_file():
+            commands.append([
+                'tools/test.py', *run.model,
+                place.checkpoint.as_posix(), '--work-dir',
+                path.with_suffix('').as_posix(), '--out',
+                path.as_posix(),
+                *option_list(run.options | larger(run.config, scale))
+            ])
+    return commands
 
 
 def call(command: List[str], device: Optional[str]) -> None:
-    """Run a tool in the checkout.
-
-    Raises:
-        UserError: It failed.
-    """
+    """Run a tool in the checkout."""
     tool, *rest = command
     # Options of the config take all that follows.
     given = ['--device', device] if device else []
@@ -222,21 +184,14 @@ def call(command: List[str], device: Optional[str]) -> None:
 
 def finish(place: Place, device: Optional[str],
            minutes: Optional[float]) -> bool:
-    """Train and test a run as far as the time allows; whether it is done.
-
-    Raises:
-        UserError: A command failed, the run cannot start, or something else
-            was trained there.
-    """
+    """Train and test a run as far as the time allows; whether it is done."""
     note = place.check()
     if not note:
         # Where and with what a training began is kept.
         from mmengine.device import get_device
         note['environment'] = collect_environment(device or get_device())
-    write_json(place.folder / 'run.json', {
-        **note,
-        **place.run.note(place.protocol)
-    })
+    write_json(place.folder / 'run.json',
+               note | place.run.note(place.protocol))
     if not place.trained:
         call(train_command(place, minutes), device)
         if not place.trained:
@@ -248,11 +203,7 @@ def finish(place: Place, device: Optional[str],
 
 def run_all(places: List[Place], device: Optional[str],
             time_limit: Optional[float]) -> None:
-    """Do what is missing, one run after the other.
-
-    Raises:
-        UserError: At the end, if a run failed; names each and why.
-    """
+    """Do what is missing, one run after the other; at the end, what failed."""
     started, failed, done, left = time.time(), [], 0, None
     for place in places:
         key = place.run.key
@@ -305,10 +256,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                         'is allowed')
     # Configs and what they name are found from here.
     os.chdir(ROOT)
-    places = [
-        Place(args.work_dir, args.protocol, run)
-        for run in select(args.protocol, args.only)
-    ]
+    runs = select(args.protocol, args.only)
+    places = [Place(args.work_dir, args.protocol, run) for run in runs]
     if args.list:
         for place in places:
             print(f'{place.state():8} {place.run.key:44} '

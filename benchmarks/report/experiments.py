@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from .formats import METRICS, load, spread, table
+from .formats import METRICS, Cell, fixed, load, section, spread
 
 DATASETS = {
     'tiny_imagenet100': 'Tiny ImageNet, first 100 classes',
@@ -35,13 +35,8 @@ PROTOCOLS = {
 }
 
 
-def read_runs(results: Path) -> List[Dict[str, Any]]:
-    """The lines of all runs; none without the file.
-
-    Raises:
-        SystemExit: A line is damaged, holds what is not known, or is there
-            twice.
-    """
+def read_runs(results: Path, protocol: str) -> List[Dict[str, Any]]:
+    """The lines of a protocol's runs; none without the file."""
     path, found, seen = results / 'experiments.jsonl', [], set()
     lines = path.read_bytes().splitlines() if path.is_file() else []
     allowed = dict(protocol=PROTOCOLS, attention=ATTENTIONS)
@@ -60,7 +55,8 @@ def read_runs(results: Path) -> List[Dict[str, Any]]:
         except (KeyError, TypeError, ValueError) as error:
             raise SystemExit(f'{path}, line {number}: {error!r}')
         seen.add(identity)
-        found.append(line)
+        if line['protocol'] == protocol:
+            found.append(line)
     return found
 
 
@@ -72,18 +68,17 @@ def label(line: Dict[str, Any]) -> str:
     return text + (f' ({rest.removeprefix("-")})' if rest else '')
 
 
-def groups(results: Path, protocol: str,
-           group: str) -> List[List[Dict[str, Any]]]:
-    """The seeds of each run whose name begins with a group's."""
-    found: Dict[str, List[Dict[str, Any]]] = {}
-    for line in read_runs(results):
-        if line['protocol'] == protocol and line['name'].startswith(
-                f'{group}/'):
-            found.setdefault(line['name'], []).append(line)
+def groups(results: Path, protocol: str, group: str) -> List[Dict[str, Any]]:
+    """The runs whose name begins with a group's; ``seeds`` holds all lines."""
+    found: Dict[str, Dict[str, Any]] = {}
+    for line in sorted(read_runs(results, protocol), key=lambda x: x['seed']):
+        if line['name'].startswith(f'{group}/'):
+            run = found.setdefault(line['name'], dict(line, seeds=[]))
+            run['seeds'].append(line)
     order = list(ATTENTIONS)
     return sorted(
-        (sorted(seeds, key=lambda x: x['seed']) for seeds in found.values()),
-        key=lambda x: (order.index(x[0]['attention']), x[0]['name']))
+        found.values(),
+        key=lambda run: (order.index(run['attention']), run['name']))
 
 
 def places(lines: List[Dict[str, Any]], group: str) -> str:
@@ -94,10 +89,7 @@ def places(lines: List[Dict[str, Any]], group: str) -> str:
         commit = (line['commit'] or 'unknown')[:10]
         commit += ' (modified)' if line['modified'] else ''
         commits.setdefault(machine, {})[commit] = None
-    starts = {
-        line['start'].partition('/')[0]
-        for line in lines if line['start']
-    }
+    starts = {(line['start'] or group).partition('/')[0] for line in lines}
     only = ' '.join(f"'{name}/*'"
                     for name in [*sorted(starts - {group}), group])
     return '; '.join([
@@ -108,49 +100,47 @@ def places(lines: List[Dict[str, Any]], group: str) -> str:
     ])
 
 
-def rounded(value: Optional[float]) -> str:
+def rounded(key: str) -> Cell:
     """Whole, or with two digits; a dash for what was not measured."""
-    if value is None:
-        return '–'
-    return f'{value:,.0f}' if value >= 10 else f'{value:.2g}'
+    return lambda run: (f'{run[key]:.2g}'
+                        if run[key] and run[key] < 10 else fixed(key, 0)(run))
+
+
+def length(run: dict) -> str:
+    return (f'{run["epochs"]} epochs' if run['epochs'] else
+            f'{run["iterations"]:,} × {run["batch_size"]}')
 
 
 def comparison(results: Path, group: str) -> Optional[str]:
     """The runs of a group, a table for each protocol."""
     parts = []
     for protocol, title in PROTOCOLS.items():
-        named = groups(results, protocol, group)
-        rows, lines = [], [line for seeds in named for line in seeds]
-        for seeds in named:
-            first = seeds[0]
-            length = (f'{first["epochs"]} epochs' if first['epochs'] else
-                      f'{first["iterations"]:,} × {first["batch_size"]}')
-            digits = 3 if first['metric'] == 'bpc' else 2
-            loss = first['training_loss']
-            rows.append([
-                label(first), f'{first["parameters"] / 1e6:.2f}',
-                f'{first["macs"] / 1e9:.3f}', length,
-                spread([line['value'] for line in seeds], digits),
-                str(len(seeds)), f'{first["value"]:.{digits}f}',
-                f'{loss:.3f}' if loss is not None else '–',
-                rounded(first['samples_per_second']),
-                rounded(first['training_memory'])
-            ])
-        if rows:
-            metric = METRICS[lines[0]['metric']]
-            head = [
-                'attention', 'params, M', 'GMACs', 'training', metric, 'seeds',
-                f'seed {lines[0]["seed"]}', 'its loss', 'samples/s', 'MiB'
-            ]
-            # Only CUDA's allocator is asked.
-            if not any(line['training_memory'] for line in lines):
-                head, rows = head[:-1], [row[:-1] for row in rows]
-            parts.append(
+        rows = groups(results, protocol, group)
+        if not rows:
+            continue
+        lines = [line for run in rows for line in run['seeds']]
+        metric, seed = METRICS[rows[0]['metric']], f'seed {rows[0]["seed"]}'
+        digits = 3 if rows[0]['metric'] == 'bpc' else 2
+        columns = {
+            'params, M': fixed('parameters', 2, 1e6),
+            'GMACs': fixed('macs', 3, 1e9),
+            'training': length,
+            metric: lambda r: spread([x['value'] for x in r['seeds']], digits),
+            'seeds': lambda run: str(len(run['seeds'])),
+            seed: fixed('value', digits),
+            'its loss': fixed('training_loss', 3),
+            'samples/s': rounded('samples_per_second')
+        }
+        # Only CUDA's allocator is asked.
+        if any(line['training_memory'] for line in lines):
+            columns['MiB'] = rounded('training_memory')
+        parts.append(
+            section(
                 f'{DATASETS[group]}. {title}; speed and memory of training '
                 'are of the first seed, ± is the sample standard deviation '
                 'over the seeds, "its loss" the mean over the last quarter of '
-                f'the training:\n\n{table(head, rows)}\n\n'
-                f'{places(lines, group)}')
+                'the training:', rows, columns, 'attention', label) +
+            f'\n\n{places(lines, group)}')
     return '\n\n'.join(parts) or None
 
 
@@ -158,22 +148,18 @@ def resolutions(results: Path) -> Optional[str]:
     """Whole images at multiples of the size that a config tests at."""
     parts = []
     for protocol, title in PROTOCOLS.items():
-        lines = [
-            line for line in read_runs(results)
-            if line['protocol'] == protocol and line['sizes']
-        ]
-        sizes = list(lines[0]['sizes']) if lines else []
-        rows = [[
-            f'{DATASETS[line["dataset"]]}, {label(line)}',
-            *(f'{line["sizes"][x]:.2f} '
-              f'({line["sizes"][x] / line["value"]:.0%})' for x in sizes)
-        ] for line in lines]
-        if rows:
-            parts.append(
-                f'mIoU in percent, and as a share of that at the size of the '
-                f'config. {title}:\n\n' +
-                table(['set, attention', *(f'{x} ×' for x in sizes)], rows))
-    return '\n\n'.join(parts) or None
+        rows = [x for x in read_runs(results, protocol) if x['sizes']]
+        parts.append(
+            section(
+                'mIoU in percent, and as a share of that at the size of the '
+                f'config. {title}:', rows, {
+                    f'{x} ×':
+                    lambda r, x=x:
+                    f'{r["sizes"][x]:.2f} ({r["sizes"][x] / r["value"]:.0%})'
+                    for x in (rows[0]['sizes'] if rows else ())
+                }, 'set, attention',
+                lambda r: f'{DATASETS[r["dataset"]]}, {label(r)}'))
+    return '\n\n'.join(filter(None, parts)) or None
 
 
 def shares(results: Path) -> Optional[str]:
@@ -184,21 +170,18 @@ def shares(results: Path) -> Optional[str]:
     # Of one share alone, all tokens are near.
     kept = {k: x for k, x in found['shares'].items() if len(x['even']) > 1}
     depth = max(len(kinds['even']) for kinds in kept.values())
-    rows = []
-    for name, kinds in kept.items():
-        cells = [
-            f'{a * 100:.1f} / {b * 100:.1f}'
-            for a, b in zip(kinds['learned'], kinds['even'])
-        ]
-        rows.append([
-            f'`{name.removeprefix("backbone.")}`', *cells,
-            *['–'] * (depth - len(cells))
-        ])
-    command = f'{found["config"]} {found["checkpoint"]}'
-    return (f'`{found["checkpoint"]}`, {found["batches"]} batches of the test '
-            'data; shares of the softmax in percent, learned / with equal '
-            'logits:\n\n' +
-            table(['layer', 'near', *(f'level {i}'
-                                      for i in range(1, depth))], rows) +
+
+    def cell(name: str, level: int) -> str:
+        pair = [kept[name][kind][level:] for kind in ('learned', 'even')]
+        return ' / '.join(f'{x[0] * 100:.1f}' for x in pair if x) or '–'
+
+    return section(
+        f'`{found["checkpoint"]}`, {found["batches"]} batches of the test '
+        'data; shares of the softmax in percent, learned / with equal '
+        'logits:', list(kept), {
+            f'level {i}' if i else 'near': lambda name, i=i: cell(name, i)
+            for i in range(depth)
+        }, 'layer', lambda name: f'`{name.removeprefix("backbone.")}`') + (
             '\n\n`python tools/analysis_tools/softmax_shares.py '
-            f'{command} --batches {found["batches"]}`')
+            f'{found["config"]} {found["checkpoint"]} '
+            f'--batches {found["batches"]}`')

@@ -19,11 +19,7 @@ FOLDERS = ('camvid', 'cifar10', 'dubai_aerial', 'tiny_imagenet100')
 
 
 def shipped(results: Path) -> Dict[str, Dict[str, Any]]:
-    """Tests of shipped weights by config, each with its log, if it is kept.
-
-    Raises:
-        SystemExit: The weights are no file of this repository.
-    """
+    """Tests of shipped weights by config, each with its log, if it is kept."""
     found = {}
     for path in sorted((results / 'zoo').rglob('*.json')):
         test = load(path.parent, path.stem)

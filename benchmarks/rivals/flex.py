@@ -6,8 +6,9 @@ pair is visible if the query's coordinates lie inside the key's *window* and
 outside its *hole*: two boxes of tokens. This shares no table with the
 backends, and kernels and gradients are PyTorch's own. Needs torch 2.9.
 """
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import log
+from operator import and_
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -26,21 +27,10 @@ _MAX_KERNELS = 64
 
 
 class Layout(NamedTuple):
-    """Where queries and keys go, and who sees whom.
-
-    Attributes:
-        queries: int64 ``[rows]``, the row-major token in each row; what pads
-            the last block repeats a token.
-        query_places: int64 ``[N]``, its inverse.
-        keys: int64 ``[columns]``, a token below ``N``, then packed
-            summaries; padding is seen by no query.
-        key_places: int64 ``[N + M_total]``, its inverse.
-        block_mask: the ``BlockMask`` over rows and columns.
-    """
-    queries: Tensor
-    query_places: Tensor
-    keys: Tensor
-    key_places: Tensor
+    """Where queries and keys go, int64, and who sees whom."""
+    queries: Tensor  # [rows]: row-major tokens; padding repeats one
+    places: Tensor  # [N]: the inverse
+    keys: Tensor  # [columns]: tokens, then packed summaries; padding is hidden
     block_mask: pytorch.BlockMask
 
 
@@ -69,9 +59,8 @@ def _around(cells: Tensor, width: int) -> Tensor:
 def _part(hierarchy: Hierarchy, level: int) -> Tuple[Tensor, Tensor]:
     """The keys of a level, or for level 0 the tokens.
 
-    Returns:
-        order: int64 ``[size]``, the row-major key in each column.
-        boxes: int64 ``[4, size, d]``: window from, to, hole from, to.
+    The row-major key in each column, ``[size]``; and ``[4, size, d]``: window
+    from, to, hole from, to.
     """
     grids, widths = hierarchy.grids, hierarchy.widths
     points = _points(grids[level - 1] if level else hierarchy.shape)
@@ -106,8 +95,9 @@ def layout(hierarchy: Hierarchy, device: torch.device) -> Layout:
     """
     count, total = (hierarchy.num_tokens,
                     hierarchy.num_tokens + hierarchy.num_summaries)
-    rows = _pad_to_block(count)
-    columns = rows + _pad_to_block(total - count)
+    # Both parts are padded to whole blocks.
+    rows = -(-count // BLOCK) * BLOCK
+    columns = rows - (count - total) // BLOCK * BLOCK
     with device:
         orders, boxes = zip(*(_part(hierarchy, level)
                               for level in range(hierarchy.num_levels + 1)))
@@ -117,13 +107,10 @@ def layout(hierarchy: Hierarchy, device: torch.device) -> Layout:
         place[count:] += rows - count
         keys = torch.zeros(columns, dtype=torch.int64)
         keys[place] = packed
-        key_places = torch.empty_like(place)
-        key_places[packed] = place
         # An empty window hides padding.
         limits = torch.zeros((hierarchy.ndim, 4, columns), dtype=torch.int32)
-        limits[..., place] = torch.cat(
-            boxes, dim=1).permute(2, 0, 1).clamp(0,
-                                                 max(hierarchy.shape)).int()
+        boxes = torch.cat(boxes, dim=1).clamp(0, max(hierarchy.shape))
+        limits[..., place] = boxes.permute(2, 0, 1).int()
         points = _points(hierarchy.shape)[keys[:rows]].int()
         points[count:] = -1  # in nobody's window
         # Each a tensor of its own: views would carry their strides along.
@@ -131,31 +118,19 @@ def layout(hierarchy: Hierarchy, device: torch.device) -> Layout:
                              [[x.clone() for x in axis] for axis in limits])
         block_mask = _block_mask(points[:count] // hierarchy.cell_size,
                                  columns, mask_mod)
-    return Layout(keys[:rows], key_places[:count], keys, key_places,
-                  block_mask)
-
-
-def _pad_to_block(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
+    return Layout(keys[:rows], keys[:count].argsort(), keys, block_mask)
 
 
 def _mask_mod(points: List[Tensor], boxes: List[List[Tensor]]) -> Callable:
-    """Element visibility from small integer tensors.
-
-    Args:
-        points: per axis int32 ``[rows]``, the queries' coordinates.
-        boxes: per axis four int32 ``[columns]``.
-    """
+    """Element visibility; per axis int32 ``[rows]``, four ``[columns]``."""
 
     def mask_mod(batch, head, row, column):
-        window = hole = None
+        window, hole = [], []
         for point, (low, high, hole_low, hole_high) in zip(points, boxes):
             here = point[row]
-            inside = (here >= low[column]) & (here < high[column])
-            hidden = (here >= hole_low[column]) & (here < hole_high[column])
-            window = inside if window is None else window & inside
-            hole = hidden if hole is None else hole & hidden
-        return window & ~hole
+            window += here >= low[column], here < high[column]
+            hole += here >= hole_low[column], here < hole_high[column]
+        return reduce(and_, window) & ~reduce(and_, hole)
 
     return mask_mod
 
@@ -168,8 +143,7 @@ def _block_mask(cells: Tensor, columns: int,
     keys of the one before it and one more. So of those of a cell that lie in
     one block, the first and the last are asked.
 
-    Args:
-        cells: int ``[N, d]``, the leaf cell of each row but padding.
+    ``cells`` are int ``[N, d]``, the leaf cell of each row but padding.
     """
     block = torch.arange(len(cells)) // BLOCK
     _, size = torch.stack([block, _z_order(cells)]).unique_consecutive(
@@ -207,20 +181,6 @@ def _as_lists(blocks: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 # ----------------------------------------------------------------- the call
-class _Reorder(torch.autograd.Function):
-    """Picks along axis 1; the gradient picks back, without any sum."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(1, index)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None, None]:
-        inverse, = ctx.saved_tensors
-        return grad.index_select(1, inverse), None, None
-
-
 def _dense(query: Tensor, key: Tensor, value: Tensor, score_mod: Callable,
            block_mask: pytorch.BlockMask,
            scale: float) -> Tuple[Tensor, Tensor]:
@@ -235,19 +195,10 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, score_mod: Callable,
     return out, lse * log(2)
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, score_mod: Callable,
-           block_mask: pytorch.BlockMask, scale: float,
-           return_lse: bool) -> Tuple[Tensor, Optional[Tensor]]:
-    wanted = pytorch.AuxRequest(lse=True) if return_lse else None
-    found = pytorch.flex_attention(
-        query, key, value, score_mod, block_mask, scale, return_aux=wanted)
-    return (found[0], found[1].lse) if return_lse else (found, None)
-
-
 @lru_cache(maxsize=None)
 def _compiled() -> Callable:
     # A graph break would fall back to the dense form unnoticed.
-    return torch.compile(_fused, dynamic=False, fullgraph=True)
+    return torch.compile(pytorch.flex_attention, dynamic=False, fullgraph=True)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, score_mod: Callable,
@@ -264,8 +215,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, score_mod: Callable,
     on_cpu = query.device.type == 'cpu'
     if query.dtype == torch.float64 or on_cpu and (grad or return_lse):
         return _dense(*args)
+    wanted = pytorch.AuxRequest(lse=True) if return_lse else None
     with torch._dynamo.config.patch(cache_size_limit=_MAX_KERNELS):
-        return _compiled()(*args, return_lse)
+        found = _compiled()(*args, return_aux=wanted)
+    return (found[0], found[1].lse) if return_lse else (found, None)
 
 
 def arrange(query: Tensor, key: Tensor, value: Tensor,
@@ -279,10 +232,9 @@ def arrange(query: Tensor, key: Tensor, value: Tensor,
             levels = average_pyramid(tokens, hierarchy, None)
             x = torch.cat([x, pack(levels, hierarchy.ndim).to(x.dtype)], 1)
         # [B, columns, heads, head_dim] -> [B, heads, columns, head_dim]
-        return _Reorder.apply(x, plan.keys, plan.key_places).transpose(1, 2)
+        return x.index_select(1, plan.keys).transpose(1, 2)
 
-    rows = _Reorder.apply(
-        query.flatten(1, hierarchy.ndim), plan.queries, plan.query_places)
+    rows = query.flatten(1, hierarchy.ndim).index_select(1, plan.queries)
     masses = packed_mass(hierarchy, None, query.device)[0]
     weight = torch.cat([masses.new_ones(hierarchy.num_tokens), masses])
     # Without mass it is -inf, which hides a key.
@@ -302,25 +254,17 @@ def flex(query: Tensor,
          return_lse: bool = True) -> Tuple[Tensor, Optional[Tensor]]:
     """FMA by flex_attention, differentiable by autograd.
 
-    Args:
-        query, key, value: ``[B, *grid, heads, head_dim]``; on a GPU
-            ``head_dim`` is a power of two from 16 on.
-        hierarchy: the geometry.
-        return_lse: whether the log-sum-exp is wanted.
-
-    Returns:
-        Output like ``query``, and lse ``[B, *grid, heads]`` in float32
-        (float64 for float64), or None without ``return_lse``.
+    Query, key and value are ``[B, *grid, heads, head_dim]``; on a GPU
+    ``head_dim`` is a power of two from 16 on. Returns the output, and lse
+    ``[B, *grid, heads]`` in float32 (float64 for float64) or None.
     """
     hierarchy = hierarchy.trimmed()
     plan = layout(hierarchy, query.device)
     out, lse = attend(*arrange(query, key, value, hierarchy), return_lse)
 
     def restore(x: Tensor) -> Tensor:
-        # Padding goes first, so that its gradient is zero.
-        x = x.transpose(1, 2)[:, :hierarchy.num_tokens]
-        x = _Reorder.apply(x, plan.query_places,
-                           plan.queries[:hierarchy.num_tokens])
+        # [B, heads, rows, ...] -> [B, *grid, heads, ...]
+        x = x.transpose(1, 2).index_select(1, plan.places)
         return x.unflatten(1, hierarchy.shape)
 
     return restore(out), None if lse is None else restore(lse)

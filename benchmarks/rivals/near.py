@@ -1,18 +1,14 @@
 """Attention to near tokens alone: what FMA's near field costs elsewhere."""
-from typing import Callable, Sequence
+from functools import partial
+from typing import Dict, Sequence, Tuple
 
-from case import Case
+from case import Case, Op
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 
 def windows(tensors: Sequence[Tensor], side: int = 8) -> Tensor:
-    """Attention inside windows, as in Swin without shift and bias.
-
-    Args:
-        tensors: ``[B, H, W, heads, head_dim]`` each, H and W multiples of
-            ``side``.
-    """
+    """Attention inside windows that divide a map, without shift and bias."""
     batch, height, width, heads, head_dim = tensors[0].shape
     split = (batch, height // side, side, width // side, side)
     # [B, rows, columns, heads, side, side, head_dim], then one image a window
@@ -25,15 +21,12 @@ def windows(tensors: Sequence[Tensor], side: int = 8) -> Tensor:
     return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(tensors[0].shape)
 
 
-def natten(case: Case) -> Callable[[Sequence[Tensor]], Tensor]:
-    """NATTEN with about the near field of a cell: a window of 3 cells.
-
-    Raises:
-        ImportError: It is not installed.
-    """
+def natten(case: Case, own: Dict[str, tuple]) -> Tuple[Op, Sequence[Tensor]]:
+    """NATTEN with about the near field of a cell: a window of 3 cells."""
     import natten as package
-    cell = case.cell_size
     if case.causal:
-        return lambda x: package.na1d(*x, kernel_size=2 * cell, is_causal=True)
-    # Odd, as all its versions allow.
-    return lambda x: package.na2d(*x, kernel_size=3 * cell - 1)
+        call = partial(
+            package.na1d, kernel_size=2 * case.cell_size, is_causal=True)
+    else:  # odd, as all its versions allow
+        call = partial(package.na2d, kernel_size=3 * case.cell_size - 1)
+    return lambda x: call(*x), own['fma'][1]

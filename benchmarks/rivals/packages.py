@@ -19,40 +19,24 @@ from fma_vision.engine.errors import one_line
 from fma_vision.layers.baselines.band import banded_attention
 from fma_vision.layers.baselines.linear import linear_attention
 
-# Distributions by family.
-PACKAGES = {
-    'H-Transformer-1D': 'h-transformer-1d',
-    'Nystromformer': 'nystrom-attention'
-}
 BAND, MAPS = 20, 2
 Inputs = Sequence[Tensor]
 Call = Callable[[], Tensor]
 
 
 class Method(NamedTuple):
-    """One row: a method with its settings.
-
-    Attributes:
-        family, name: Which method, and its settings in words.
-        prepare: See the module.
-        modes: Causal (True), bidirectional (False) or both.
-        note: What a reader should know.
-    """
+    """One row: a method with its settings."""
     family: str
-    name: str
+    name: str  # the settings, in words
     prepare: Callable[[Any, bool, Any], Call]
-    modes: Tuple[bool, ...] = (True, False)
-    note: str = ''
+    modes: Tuple[bool, ...] = (True, False)  # causal, bidirectional
+    note: str = ''  # what a reader should know
+    package: str = ''  # the distribution that holds it
 
 
 def packed(inputs: Inputs) -> Tensor:
     """As one projection: ``[1, N, 3 heads head_dim]``."""
     return torch.cat([x.flatten(2) for x in inputs[:3]], -1)
-
-
-def heads_first(inputs: Inputs) -> List[Tensor]:
-    """``[1, heads, N, head_dim]``, contiguous."""
-    return [x.transpose(1, 2).contiguous() for x in inputs[:3]]
 
 
 def h_transformer(inputs: Inputs,
@@ -96,13 +80,9 @@ def nystromformer(inputs: Inputs,
     """The package's layer, bidirectional."""
     module = import_module('nystrom_attention')
     heads, head_dim = inputs[0].shape[2:]
+    sizes = dict(num_landmarks=landmarks, pinv_iterations=iterations)
     layer = module.NystromAttention(
-        1,
-        dim_head=head_dim,
-        heads=heads,
-        num_landmarks=landmarks,
-        pinv_iterations=iterations,
-        residual=False)
+        1, dim_head=head_dim, heads=heads, residual=False, **sizes)
     layer.to_qkv = layer.to_out = nn.Identity()
     x = packed(inputs)
     return lambda: layer(x).unflatten(-1, (heads, head_dim))
@@ -129,7 +109,7 @@ def fmmformer(inputs: Inputs, causal: bool, example: Any) -> Call:
 
 def sdpa(inputs: Inputs, causal: bool, _: Any = None) -> Call:
     """PyTorch's attention over all tokens."""
-    given = heads_first(inputs)
+    given = [x.transpose(1, 2).contiguous() for x in inputs[:3]]
     return lambda: scaled_dot_product_attention(
         *given, is_causal=causal).transpose(1, 2)
 
@@ -142,37 +122,39 @@ def band(inputs: Inputs,
     return lambda: banded_attention(*inputs[:3], width, causal)
 
 
+METHODS = [
+    Method(
+        'FMMformer',
+        'weights fitted',
+        fmmformer,
+        note='weights by head and channel, least squares to full attention '
+        'on another text'),
+    Method('SDPA', 'all tokens', sdpa),
+    Method('Band', 'nothing beyond 128 tokens', band),
+    *(Method(
+        'H-Transformer-1D',
+        f'block {size}, masses mended',
+        partial(h_transformer, block=size),
+        note='the package leaves out pairs: bidirectional, half of them; '
+        'causal, most of the far ones',
+        package='h-transformer-1d') for size in (16, 64, 128)),
+    *(Method('Nystromformer', f'{count} landmarks',
+             partial(nystromformer, landmarks=count),
+             (False, ), 'has no causal form', 'nystrom-attention')
+      for count in (64, 256)),
+]
+
+
 def rivals() -> Tuple[List[Method], Dict[str, str]]:
     """The methods whose package is there, and why others are not."""
-    found, missing = [
-        Method(
-            'FMMformer', 'weights fitted', fmmformer, (True, False),
-            'weights by head and channel, least squares to full attention '
-            'on another text'),
-        Method('SDPA', 'all tokens', sdpa),
-        Method('Band', 'nothing beyond 128 tokens', band),
-    ], {}
-    packaged = {
-        'H-Transformer-1D': [
-            Method(
-                'H-Transformer-1D', f'block {size}, masses mended',
-                partial(h_transformer, block=size), (True, False),
-                'the package leaves out pairs: bidirectional, half of '
-                'them; causal, most of the far ones') for size in (16, 64, 128)
-        ],
-        'Nystromformer': [
-            Method('Nystromformer', f'{count} landmarks',
-                   partial(nystromformer, landmarks=count), (False, ),
-                   'has no causal form') for count in (64, 256)
-        ]
-    }
-    for family, methods in packaged.items():
+    found, missing = [], {}
+    for method in METHODS:
         try:
-            import_module(PACKAGES[family].replace('-', '_'))
+            if method.package:
+                import_module(method.package.replace('-', '_'))
+            found.append(method)
         except ImportError as error:
-            missing[family] = (f'{PACKAGES[family]} cannot be imported '
-                               f'({one_line(error)}): '
-                               "pip install -e '.[compare]'")
-        else:
-            found += methods
+            missing[method.family] = (
+                f'{method.package} cannot be imported ({one_line(error)}): '
+                "pip install -e '.[compare]'")
     return found, missing

@@ -5,7 +5,7 @@ level 1 enter ``near_field`` as summaries of all that is far. Opaque to the
 compiler and recomputed in the backward pass, as :mod:`fma_kernels.ops`.
 """
 from dataclasses import replace
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from torch import Tensor, inf
 
@@ -48,11 +48,14 @@ _FAR = ('Tensor query_summaries, Tensor key_summaries, '
         'bool mass, float scale, float dropout_p, str backend')
 
 
-def _far_call(grid: List[int], cell_size: int, num_levels: int, rank: int,
-              mass: bool, scale: float, dropout_p: float,
-              backend: str) -> Tuple[Hierarchy, int, Options]:
-    """Trimmed, to one level at least; the number of summaries left out."""
-    asked = geometry_of(grid, cell_size, num_levels, rank, False)
+def _far_call(scalars: Sequence) -> Tuple[Hierarchy, int, Options]:
+    """Trimmed, to one level at least; the number of summaries left out.
+
+    Args:
+        scalars: what an op is given behind its tensors.
+    """
+    *sizes, mass, scale, dropout_p, backend = scalars
+    asked = geometry_of(*sizes, False)
     h = asked.trimmed()
     h = h if h.num_levels else replace(h, num_levels=1)
     idle = asked.num_summaries - h.num_summaries
@@ -78,7 +81,7 @@ def _far_forward(query_summaries: Tensor, key_summaries: Tensor,
     """
     if not query_summaries.shape[0]:
         return _empty_far(query_summaries)
-    geometry, idle, options = _far_call(*scalars)
+    geometry, idle, options = _far_call(scalars)
     packed = (
         shortened(x, idle)
         for x in (query_summaries, key_summaries, value_summaries))
@@ -100,7 +103,7 @@ def _far_backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor,
     tensors = args[:5]
     if not out.shape[0]:
         return empty_grads(*tensors)
-    geometry, idle, options = _far_call(*args[5:])
+    geometry, idle, options = _far_call(args[5:])
     backend, grad_lse = backends.load(options.backend), seen(grad_lse, lse)
     grad_out, grad_lse, *packed, out, lse = (
         shortened(x, idle)

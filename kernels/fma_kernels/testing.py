@@ -3,7 +3,7 @@
 Needs torch only, so that a benchmark can check its op before timing it.
 """
 import shutil
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -71,18 +71,18 @@ def random_qkv(shape: Tuple[int, ...],
                heads: int = 2,
                head_dim: int = 4,
                batch: int = 1,
-               dtype: torch.dtype = torch.float64,
-               device: str = 'cpu',
-               seed: int = 0) -> Tuple[Tensor, Tensor, Tensor]:
+               seed: int = 0,
+               **place: Any) -> Tuple[Tensor, Tensor, Tensor]:
     """Query, key and value ``[batch, *shape, heads, head_dim]``.
 
-    The same numbers for every dtype and device, up to rounding; leaves that
-    require gradients.
+    The same numbers for every ``dtype`` and ``device`` (in ``place``;
+    float64 on a CPU by default), up to rounding; leaves that require
+    gradients.
     """
     generator = torch.Generator().manual_seed(seed)
     full = (3, batch, *shape, heads, head_dim)
     data = torch.randn(full, generator=generator, dtype=torch.float64)
-    return tuple(x.to(device, dtype).requires_grad_() for x in data)
+    return tuple(x.to(**place).requires_grad_() for x in data)
 
 
 def random_mask(shape: Tuple[int, ...],
@@ -99,16 +99,18 @@ def random_summaries(hierarchy: Hierarchy,
                      heads: int = 2,
                      head_dim: int = 4,
                      batch: int = 1,
-                     dtype: torch.dtype = torch.float64,
-                     device: str = 'cpu',
-                     seed: int = 1) -> List[Tensor]:
-    """Per level ``[batch, *grid_l, rank ** d, heads, head_dim]``, leaves."""
+                     seed: int = 1,
+                     **place: Any) -> List[Tensor]:
+    """Per level ``[batch, *grid_l, rank ** d, heads, head_dim]``, leaves.
+
+    ``place`` is as for :func:`random_qkv`.
+    """
     generator = torch.Generator().manual_seed(seed)
     found = []
     for grid in hierarchy.grids:
         full = (batch, *grid, hierarchy.num_parts, heads, head_dim)
         data = torch.randn(full, generator=generator, dtype=torch.float64)
-        found.append(data.to(device, dtype).requires_grad_())
+        found.append(data.to(**place).requires_grad_())
     return found
 
 

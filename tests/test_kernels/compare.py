@@ -144,12 +144,12 @@ def leaves(h: Hierarchy,
         dirty: whether keys and values of what is absent hold NaN: masked
             tokens and, of given summaries, those of mass 0.
     """
-    inputs = list(random_qkv(h.shape, heads, head_dim, batch, dtype))
+    inputs = list(random_qkv(h.shape, heads, head_dim, batch, dtype=dtype))
     if mask is not None and dirty:
         inputs[1:] = [_fill(x, ~mask) for x in inputs[1:]]
     counts = masses(h, mask)
     for seed in range(1, 1 + kinds):
-        levels = random_summaries(h, heads, head_dim, batch, dtype, seed=seed)
+        levels = random_summaries(h, heads, head_dim, batch, seed, dtype=dtype)
         if dirty:
             levels = [_fill(x, c == 0) for x, c in zip(levels, counts)]
         inputs += levels

@@ -40,7 +40,7 @@ def leaves(case, heads: int = 2, batch: int = 1, dtype=torch.float64):
     """Query, key, value and tables, as :func:`compare.run` takes them."""
     near, far = random_biases(Hierarchy(*case), heads, dtype)
     tables = far if near is None else [near, *far]
-    return [*random_qkv(case[0], heads, 4, batch, dtype), *tables]
+    return [*random_qkv(case[0], heads, 4, batch, dtype=dtype), *tables]
 
 
 @CPU_BACKENDS

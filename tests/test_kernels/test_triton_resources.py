@@ -12,10 +12,11 @@ from fma_kernels import Hierarchy
 
 triton = pytest.importorskip('triton', reason='triton is not installed')
 
+import resources  # noqa: E402
+
 from fma_kernels.backends.triton import call, configs  # noqa: E402
 from fma_kernels.backends.triton.plan import plan  # noqa: E402
 
-SCRIPT = 'benchmarks/resources.py'
 TARGETS = (80, 90, 100)
 # shape, cell_size, num_levels, rank
 GEOMETRIES = [((56, 56), 8), ((56, 56), 4), ((56, 56), 4, None, 2),
@@ -161,37 +162,28 @@ def test_the_device_that_configurations_are_for(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_registers_spills_and_shared_memory(repo_root, load_script,
-                                            tmp_path) -> None:
+def test_registers_spills_and_shared_memory() -> None:
     """Offline machine code of every launch: nothing spills, all fits."""
     if not (Path(triton.__file__).parent /
             'backends/nvidia/bin/cuobjdump').exists():
         pytest.skip('this build of triton has no disassembler')
-    env = dict(os.environ)
     # Interpreted functions cannot be compiled.
-    env.pop('TRITON_INTERPRET', None)
-    rows = tmp_path / 'rows.json'
-    targets = [str(target) for target in TARGETS]
-    done = subprocess.run([
-        sys.executable, SCRIPT, '--targets', *targets, '--jobs',
-        str(min(os.cpu_count(), 8)), '--json',
-        str(rows)
-    ],
-                          cwd=repo_root,
-                          env=env,
-                          stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT,
-                          text=True)
-    print(done.stdout)
-    assert done.returncode == 0, f'\n{done.stdout}'
+    env = {k: x for k, x in os.environ.items() if k != 'TRITON_INTERPRET'}
+    done = subprocess.run(
+        [sys.executable, resources.__file__] +
+        [str(target) for target in TARGETS],
+        env=env,
+        capture_output=True,
+        text=True)
+    assert done.returncode == 0, done.stderr
     kernels = {}
-    for row in json.loads(rows.read_text())['rows']:
+    for row in map(json.loads, done.stdout.splitlines()):
         name = (row['target'], row['case'], row['head_dim'], row['dtype'])
         kernels.setdefault(name, set()).add(row['kernel'])
         assert not row['spilled'] and row['shared'] <= row['limit'], row
     expected = {
-        (f'sm_{target}', case.name, case.head_dim, case.dtype): case
-        for case in load_script(SCRIPT).cases()
+        (target, case.name, case.head_dim, case.dtype): case
+        for case in resources.cases()
         for target in TARGETS
     }
     assert set(kernels) == set(expected)

@@ -7,13 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from fma_vision.layers import FMAttention2D
-
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
-PARTS = dict(inference=3, training=2, memory=5, large=1, compiled=2, profile=2)
-TABLES = 'backbones', 'backbones, details', 'backbones, profile'
+PARTS = dict(inference=3, training=2, memory=5, large=1, compiled=2)
+TABLES = 'backbones', 'backbones, details'
 CONFIG = 'configs/camvid/{}-nano_fpn_1xb4-400_camvid-240x320.py'
 
 
@@ -74,18 +72,11 @@ def test_parts_and_tables(module, tables, tmp_path):
     assert list(first['seconds']) == list(module.MODELS)
     for row in found['memory']['rows']:
         assert all(size > 0 for size in row['tensors'].values())
-    for row in found['profile']['rows']:
-        for shares in row['shares'].values():
-            assert sum(shares.values()) == pytest.approx(1)
-            assert shares['attention'] > 0 and shares['linear layers'] > 0
-        training = row['mode'] == 'training'
-        assert (row['shares']['native']['optimizer'] > 0) is training
     pages = {name: tables.TABLES[name]() for name in TABLES}
     ratio = 1 / first['ratio']['Swin-T']
     assert '| 64 × 64, inference | ' in pages['backbones']
     assert f'| **{ratio:.2f}** |' in pages['backbones']
     assert '| 512 × 512, inference | ' in pages['backbones, details']
-    assert '| attention, % | ' in pages['backbones, profile']
 
 
 @pytest.mark.slow
@@ -112,26 +103,6 @@ def test_a_set_that_is_not_there_is_named(module, tmp_path, monkeypatch):
     args = Namespace(quick=True)
     rows = module.camvid(args) + [module.score(args, *module.TRAINED[0])]
     assert all('there is no such folder' in row['reason'] for row in rows)
-
-
-@pytest.mark.parametrize(
-    'kind,layer', [
-        ('linear layers', nn.Linear(32, 32)),
-        ('GELU', nn.GELU()),
-        ('norms', nn.LayerNorm(32)),
-        ('convolutions', nn.Conv2d(8, 8, 3, groups=8)),
-        ('copies', nn.ZeroPad2d(2)),
-        ('attention', FMAttention2D(32, 2)),
-        ('other', nn.Tanh()),
-    ],
-    ids=str)
-def test_kinds_of_work(module, kind, layer):
-    """Each tells what takes most of a layer's time, backwards as well."""
-    if kind == 'attention':  # the slow one
-        layer.backend = 'torch'
-    x = torch.randn(2, 8, 32, 32, requires_grad=True)
-    shares = module.shares_of(lambda: layer(x).sum().backward())
-    assert max(shares, key=shares.get) == kind
 
 
 def test_nothing_measured_leaves_places_empty(tables):

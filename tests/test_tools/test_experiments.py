@@ -25,7 +25,7 @@ from fma_vision.engine.files import write_json
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / 'benchmarks/experiments'
-NAMES = ('collect', 'logs', 'protocol', 'run')
+NAMES = ('collect', 'protocol', 'run')
 
 
 @pytest.fixture(scope='module')
@@ -183,7 +183,7 @@ def test_from_training_to_results(driver, scripts, tmp_path, monkeypatch,
     assert line['training'] == {'train_cfg.max_epochs': 2}
     # Two lines an epoch: the last of four.
     losses = [
-        x['loss'] for x in scripts.logs.read_log(folder)[0] if 'loss' in x
+        x['loss'] for x in scripts.collect.read_log(folder)[0] if 'loss' in x
     ]
     assert line['training_loss'] == round(losses[-1], 4)
     assert line['samples_per_second'] > 0 and line['training_memory'] is None
@@ -379,7 +379,7 @@ def test_log_of_a_resumed_training(scripts, tmp_path) -> None:
                     'step': s,
                     'accuracy/top1': top1
                 }) for s, top1 in lines))
-    found, config = scripts.logs.read_log(tmp_path)
+    found, config = scripts.collect.read_log(tmp_path)
     assert [x['step'] for x in found if 'loss' in x] == [10, 20, 21]
     assert [x['step'] for x in found if 'loss' not in x] == [1, 2, 3]
     assert config.parts[-3] == '2'
@@ -391,7 +391,7 @@ def test_log_that_ends_within_a_line(scripts, tmp_path) -> None:
     path.parent.mkdir(parents=True)
     lines = [json.dumps(dict(step=s, loss=1.)) for s in (1, 2, 3)]
     path.write_text('\n'.join(lines)[:-5])
-    assert [x['step'] for x in scripts.logs.read_log(tmp_path)[0]] == [1, 2]
+    assert [x['step'] for x in scripts.collect.read_log(tmp_path)[0]] == [1, 2]
     path.write_text('\n'.join([lines[0], lines[1][:-5], lines[2]]))
     with pytest.raises(UserError, match='scalars.json, line 2'):
-        scripts.logs.read_log(tmp_path)
+        scripts.collect.read_log(tmp_path)

@@ -51,7 +51,7 @@ def compare(shape,
             device='cpu') -> None:
     """Compares everything that comes out with the oracle."""
     h = Hierarchy(shape, cell_size, num_levels, rank, causal)
-    inputs = random_qkv(shape, 2, head_dim, batch, dtype)
+    inputs = random_qkv(shape, 2, head_dim, batch, dtype=dtype)
     # Half precision is compared with the exact result of the same inputs.
     exact = [
         x.detach().double().requires_grad_() if dtype.itemsize == 2 else x
@@ -193,8 +193,12 @@ def test_the_block_mask_is_exact(geometry) -> None:
     h = Hierarchy(*geometry).trimmed()
     plan = layout(h, CPU)
     count, total = h.num_tokens, h.num_tokens + h.num_summaries
-    assert torch.equal(plan.queries[plan.query_places], torch.arange(count))
-    assert torch.equal(plan.keys[plan.key_places], torch.arange(total))
+    assert torch.equal(plan.queries[plan.places], torch.arange(count))
+    # Each key once, what pads blocks of tokens and of summaries aside.
+    real = torch.arange(total)
+    real[count:] += len(plan.queries) - count
+    assert torch.equal(plan.keys[real].sort()[0], torch.arange(total))
+    key_places = real[plan.keys[real].argsort()]
     rows, columns = torch.meshgrid(
         torch.arange(len(plan.queries)),
         torch.arange(len(plan.keys)),
@@ -202,7 +206,7 @@ def test_the_block_mask_is_exact(geometry) -> None:
     seen = plan.block_mask.mask_mod(0, 0, rows, columns)
     # Element by element: what the oracle sees, and no padding.
     expected = torch.zeros_like(seen)
-    expected[plan.query_places[:, None], plan.key_places] = visibility(h)
+    expected[plan.places[:, None], key_places] = visibility(h)
     assert torch.equal(seen, expected)
     # [row blocks, BLOCK, column blocks, BLOCK]
     blocks = seen.view(len(plan.queries) // BLOCK, BLOCK, -1, BLOCK)

@@ -2,6 +2,7 @@
 import json
 import os
 import subprocess
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
@@ -44,17 +45,15 @@ def read(path):
 
 def test_parts_and_tables(ops, module, tables, tmp_path, monkeypatch):
     assert tables['operation, GPU']() is None
-    assert tables['operation, GPU details']() is None
     out = tmp_path / 'op_gpu.json'
     monkeypatch.setenv('COMMIT', 'feed')
     monkeypatch.setattr('fma_vision.engine.environment.git_commit',
                         lambda: None)
-    parts = 'machine', 'op2d', 'op1d'
+    parts = 'machine', 'op2d', 'op1d', 'kernels'
     options = *OPTIONS, '--threads', '1', '--out', str(out)
     assert ops.main([*options, '--parts', *parts]) == 0
-    module('gpu_profile').main([*OPTIONS, '--out', str(out)])
     found = read(out)
-    assert list(found) == [*parts, 'profile']
+    assert list(found) == [*parts]
     assert {len(part['rows']) for part in found.values()} == {1, 2, 4}
     for part in found.values():
         assert part['environment']['seed'] == 3
@@ -72,19 +71,20 @@ def test_parts_and_tables(ops, module, tables, tmp_path, monkeypatch):
         assert row['ratio']['sdpa'] == (
             row['seconds']['sdpa']['median'] / row['seconds']['fma']['median'])
         assert set(row['errors']) == names & {'fma', 'pooled', 'flex'}
+        assert all('sdpa' in x for x in row['errors'].values())
         assert all(max(x.values()) < .01 for x in row['errors'].values())
     training, = (r for r in found['op2d']['rows'] if r['mode'] == 'training')
     # 2 images, 576 tokens, 3 heads x 32 in two bytes: three gradients.
     assert training['peak_bytes']['fma'] > 3 * 2 * 576 * 96 * 2
-    assert found['profile']['rows'][1]['kernels'][0]['microseconds'] > 0
+    kernels = found['kernels']['rows'][1]['microseconds']
+    assert list(kernels.values())[0] == max(kernels.values()) > 0
     page = tables['operation, GPU']()
     assert '| 24 × 24, batch 2, cell 4, training |' in page
     assert '| 300, causal, cell 128, inference |' in page
     assert 'commit feed' in page
-    details = tables['operation, GPU details']()
     flops = 2 * 3.5 * training['flops']
     rate = flops / training['seconds']['fma']['median'] / 1e12
-    assert f'batch 2, cell 4, training | {rate:.3g} |' in details
+    assert f'batch 2, cell 4, training | {rate:.3g} |' in page
 
 
 def test_a_wrong_op_is_not_timed(ops, module, tables, tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_a_wrong_op_is_not_timed(ops, module, tables, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('options, answer', [({}, 0), (dict(mass=False), 1)])
 def test_check(module, tmp_path, monkeypatch, options, answer):
-    check, case = module('gpu_check'), module('case')
+    ops, entries, case = module('ops'), module('gpu_check'), module('case')
     right = case.fma2d
 
     def changed(*tensors, **given):
@@ -117,24 +117,26 @@ def test_check(module, tmp_path, monkeypatch, options, answer):
 
     monkeypatch.setattr(case, 'fma2d', changed)
     out = tmp_path / 'op_gpu.json'
-    assert check.main([*OPTIONS, '--out', str(out)]) == answer
+    threads = str(torch.get_num_threads())
+    argv = *OPTIONS, '--threads', threads, '--out', str(out), '--parts'
+    assert ops.main([*argv, 'check']) == answer
     rows = read(out)['check']['rows']
-    assert len(rows) == len(check.QUICK)
+    assert len(rows) == len(entries.QUICK)
     for row in rows:
         if answer and len(row['grid']) == 2:
             assert 'off' in row['reason']
         else:
             assert row['worst'] < .01
             switched = {'mask', 'dropout_p'} & set(row['options'])
-            assert ('exactness' in row) != bool(switched)
+            assert ('sdpa' in row['errors']) != bool(switched)
 
 
 def test_forgotten_element_shows(module, monkeypatch):
-    check = module('gpu_check')
-    case = check.image((12, 12), 4, batch=2, backend='torch')
-    tensors = case.tensors()
-    assert max(check.check(case, tensors).values()) < .01
-    run = check.run
+    case = module('case')
+    given = module('gpu_check').image((12, 12), 4, batch=2, backend='torch')
+    tensors = given.tensors()
+    assert max(case.check(given, tensors).values()) < .01
+    run = case.run
 
     def forgets(case, *given, **options):
         found = run(case, *given, **options)
@@ -143,9 +145,9 @@ def test_forgotten_element_shows(module, monkeypatch):
             found['grad_value'][0, 0, 0, 1, 0] = float('nan')
         return found
 
-    monkeypatch.setattr(check, 'run', forgets)
+    monkeypatch.setattr(case, 'run', forgets)
     with pytest.raises(ArithmeticError, match='grad_value is not finite'):
-        check.check(case, tensors)
+        case.check(given, tensors)
 
 
 def test_inputs_have_a_far_field(module):
@@ -178,37 +180,47 @@ def test_a_call_fails_alone_but_a_lost_device_ends_all(module, monkeypatch):
     def fails():
         raise RuntimeError('CUDA out of memory. Tried to allocate 1 TiB')
 
-    peaks, reasons = measure.try_calls(
-        dict(good=lambda: torch.ones(1000), bad=fails), 'cpu')
-    assert peaks['good'] >= 4000 and reasons == dict(bad='out of memory')
+    good = dict(good=lambda: torch.ones(1000))
+    args = Namespace(device='cpu', repeats=1, least=0)
+    for calls in (good, dict(good, bad=fails)):
+        row, = measure.compare([({}, calls)], args)
+        assert row['peak_bytes']['good'] >= 4000
+        assert list(row['seconds']) == ['good'] and 'reason' not in row
+    assert row['reasons'] == dict(bad='out of memory')
+    # Without the first there is nothing to compare with.
+    row, = measure.compare([({}, dict(bad=fails))], args, good=good['good'])
+    assert row['reason'] == 'out of memory'
 
     def lost(device=None):
         raise RuntimeError('CUDA error: an illegal memory access')
 
     monkeypatch.setattr(torch.cuda, 'synchronize', lost)
     with pytest.raises(RuntimeError, match='illegal'):
-        measure.attempt(lambda: None, device='cuda')
+        measure.attempt(lambda: None, 'cuda')
 
 
 def test_models(module, tables, tmp_path, monkeypatch):
-    models = module('gpu_models')
+    models = module('backbones')
     assert tables['backbones, GPU']() is None
     nano = dict(model_name='fma_nano')
     names = {'Swin-T': nano, 'FMA-T': nano, 'ViT-S': dict(model_name='none')}
-    monkeypatch.setattr(models, 'MODELS', names)
-    out = tmp_path / 'backbones_gpu.json'
-    assert models.main([*OPTIONS, '--out', str(out)]) == 0
-    for row in read(out)['models']['rows']:
+    monkeypatch.setattr(models, 'TIMM', names)
+    out = tmp_path / 'backbone_gpu.json'
+    threads = str(torch.get_num_threads())
+    argv = [*OPTIONS, '--threads', threads, '--out', str(out), '--parts']
+    assert models.main([*argv, 'gpu']) == 0
+    for row in read(out)['gpu']['rows']:
         assert set(row['seconds']) == {'Swin-T', 'FMA-T'}
         assert 'Unknown model (none)' in row['reasons']['ViT-S']
         assert row['peak_bytes']['FMA-T'] > 0
-    assert '| FMA-T, 64 × 64, batch 1, training |' in tables['backbones, GPU'](
-    )
+    page = tables['backbones, GPU']()
+    assert page.count('| 64 × 64, training |') == 2 and '| FMA-T |' in page
     # A model whose output depends on the backend is not timed.
-    monkeypatch.setattr(models, 'TOLERANCE', -1.)
-    assert models.main([*OPTIONS, '--out', str(out)]) == 1
-    assert 'off the PyTorch backend' in read(
-        out)['models']['rows'][0]['reasons']['FMA-T']
+    monkeypatch.setitem(models.TOLERANCES, 'bfloat16', -1.)
+    assert models.main([*argv, 'gpu']) == 1
+    row = read(out)['gpu']['rows'][0]
+    assert 'from the torch backend' in row['reasons']['FMA-T']
+    assert 'FMA-T' not in row['seconds'] and 'Swin-T' in row['seconds']
 
 
 @pytest.mark.slow
@@ -234,12 +246,13 @@ def test_script(repo_root, tmp_path):
     assert begin.startswith('op1d\n') and '--parts op1d' in begin
     assert f'--out {tmp_path}/out/op_gpu.json' in begin
     assert failed.startswith('op1d FAILED with status 3')
-    assert second.startswith('models\n') and 'gpu_models.py' in second
+    assert second.startswith('models\n') and 'backbones.py' in second
+    assert '--parts gpu' in second
     assert '== check' not in done.stdout
 
 
 @pytest.mark.gpu
 def test_poison_is_what_comes_next(module):
-    module('gpu_check').poison(2**24, 'cuda')
+    module('case').poison(2**24, 'cuda')
     assert torch.empty(2**20, device='cuda').isnan().all()
     assert torch.empty(2**10, device='cuda').isnan().all()

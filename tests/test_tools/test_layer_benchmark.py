@@ -35,9 +35,7 @@ def test_all_layers_are_measured(tool, load_script, tmp_path,
             # At least the output, in float32.
             tokens = torch.Size(row['shape']).numel()
             assert row['peak_memory_bytes'] >= tokens * 8 * 4
-            errors = row['errors']
-            assert {'alone', 'float32'} <= set(errors)
-            assert ('definition' in errors) == row['layer'].startswith('FMA')
+            assert ('errors' in row) == row['layer'].startswith('FMA')
     rows = {(r['layer'], *r['shape']): r for r in found['maps']['rows']}
     # Two products of 144 x 144 pairs and four linear layers of 8 channels.
     assert rows['FullAttention', 12,
@@ -53,10 +51,10 @@ def test_all_layers_are_measured(tool, load_script, tmp_path,
 
 def test_a_slow_size_is_left_out(tool, load_script, tmp_path,
                                  monkeypatch) -> None:
-    # The first size runs: nothing foretells it.
+    # Two products of 144 x 144 pairs, and four linear layers of 8 channels.
+    monkeypatch.setattr(tool, 'MOST', 2 * 144**2 * 8 + 4 * 144 * 8**2)
     found = run(tool, tmp_path / 'layers_cpu.json', '--parts', 'maps',
-                '--layers', 'FullAttention', '--training', '--time-limit',
-                '1e-9')
+                '--layers', 'FullAttention', '--training')
     assert [(row['mode'], row['shape'][0], 'reason' in row)
             for row in found['maps']['rows']] == [('inference', 12, False),
                                                   ('inference', 20, True),
@@ -65,39 +63,19 @@ def test_a_slow_size_is_left_out(tool, load_script, tmp_path,
     tables = load_script('benchmarks/tables.py')
     monkeypatch.setattr(tables, 'RESULTS', tmp_path)
     text = tables.TABLES['layers']()
-    assert text.count(' s a call, 1e-09 s allowed |') == 2
+    assert text.count(' G MACs a call |') == 2
 
 
-@pytest.mark.parametrize('name, change', [
-    ('FMA', None),
-    ('NeighborhoodAttention',
-     lambda layer: layer.register_forward_hook(lambda module, args, out: out *
-                                               (1 + .01 *
-                                                (out.dtype == torch.float32)))
-     ),
-    ('MANOAttention', lambda layer: layer.register_forward_hook(
-        lambda module, args, out: out + args[0].mean(0))),
-])
-def test_a_wrong_layer_is_not_timed(tool, tmp_path, monkeypatch, name,
-                                    change) -> None:
-    if change is None:
-        from fma_vision.layers import attention
-        right = attention.fma2d
+@pytest.mark.parametrize('name', ['FMA', 'FMA-linear'])
+def test_a_wrong_layer_is_not_timed(tool, tmp_path, monkeypatch, name) -> None:
+    from fma_vision.layers import attention
+    right = attention.fma2d
 
-        def wrong(*args, backend, **kwargs):
-            out = right(*args, backend=backend, **kwargs)
-            return out if backend == 'naive' else out * 1.001
+    def wrong(*args, backend, **kwargs):
+        out = right(*args, backend=backend, **kwargs)
+        return out if backend == 'naive' else out * 1.001
 
-        monkeypatch.setattr(attention, 'fma2d', wrong)
-    else:
-        build = tool.build
-
-        def spoilt(*args):
-            layer = build(*args)
-            change(layer)
-            return layer
-
-        monkeypatch.setattr(tool, 'build', spoilt)
+    monkeypatch.setattr(attention, 'fma2d', wrong)
     out = tmp_path / 'no.json'
     with pytest.raises(RuntimeError, match=f'{name} is wrong.*nothing was'):
         run(tool, out, '--parts', 'maps', '--layers', name)

@@ -79,8 +79,9 @@ def test_language_model(load_script, tables, tmp_path, capsys):
         assert abs(scores['int8'] - scores['float32']) < .1
 
 
-def test_language_model_refuses(load_script, monkeypatch):
+def test_language_model_refuses(load_script, repo_root, monkeypatch):
     from fma_vision.engine import UserError
+    monkeypatch.syspath_prepend(str(repo_root / 'benchmarks'))
     module = load_script('benchmarks/language_model.py')
     net = module.drawn()
     assert module.check(net, 'nano', 53) < 1e-4

@@ -83,7 +83,7 @@ class Work(NamedTuple):
 
 
 # With these block sizes the assembler spills no register, from sm_80 to
-# sm_100: benchmarks/resources.py.
+# sm_100: tests/test_kernels/test_triton_resources.py.
 def query_config(work: Work, far: int, backward: bool) -> Config:
     """Blocks of queries (M), near keys (N) and summaries (F, at most far)."""
     large = work.dim > 64

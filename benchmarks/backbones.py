@@ -18,6 +18,7 @@ A training step is forward, backward and AdamW, stochastic depth as configured.
 once; bytes are beyond weights, optimizer state and input. ``gpu`` takes its
 models from timm; each may fail alone.
 """
+import re
 import runpy
 import sys
 import warnings
@@ -34,6 +35,8 @@ import torch
 from measure import (Call, compare, each, parser, peak_resident, run_parts,
                      summary)
 from torch import Tensor, nn
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity
 
 from fma_kernels.testing import missing_compiler
 from fma_vision.engine import UserError, trained_runner
@@ -338,6 +341,50 @@ def camvid(args: Namespace) -> List[dict]:
     return [summary(what, times)]
 
 
+# How the profiler's names of each kind of work begin.
+KINDS = {
+    'linear layers': r'aten::(addmm|mm|linear)|autograd::.*: (Addmm|Mm)',
+    'attention': r'fma_kernels::|Forward|Backward',
+    'GELU': r'aten::gelu',
+    'norms': r'aten::(native_)?layer_norm',
+    'convolutions': r'aten::(_|mkldnn_|thnn_)?conv',
+    'copies': r'aten::(copy_|clone|contiguous|cat|constant_pad|fill_)',
+    'optimizer': r'Optimizer\.',
+}
+
+
+def kind(event: Optional[FunctionEvent]) -> str:
+    """All inside attention or the optimizer, else what the innermost says."""
+    found = 'other'
+    while event is not None:
+        for name, pattern in KINDS.items():
+            if re.match(pattern, event.name) and (
+                    found == 'other' or name in ('attention', 'optimizer')):
+                found = name
+        event = event.cpu_parent
+    return found
+
+
+def shares_of(run: Call) -> Dict[str, float]:
+    """Kinds of work over the CPU time of the calling thread."""
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as record:
+        run()
+    found = dict.fromkeys((*KINDS, 'other'), 0.)
+    for event in record.events():
+        found[kind(event)] += event.self_cpu_time_total
+    return {name: x / sum(found.values()) for name, x in found.items()}
+
+
+def profile(args: Namespace) -> Iterator[dict]:
+    """Where the time goes, on the C kernels and on PyTorch alone."""
+    for mode, *size in (('inference', 512, 1), ('training', 224, 8)):
+        image = image_of(args, *size)
+        errors, run = check(mode, image), CALLS[mode](build(FMA), image)
+        calls = {x: backend(build(FMA), x)(run) for x in ('native', 'torch')}
+        found = measured(args, mode, image, errors, calls)
+        yield dict(found, shares={k: shares_of(x) for k, x in calls.items()})
+
+
 # ------------------------------------------------------------------- a GPU
 LINEAR = dict(type='FMAttention2D', cell_size=4, pool_queries=True)
 # Arguments for timm; ratios are over the first. DeiT-S is ViT-S with another
@@ -392,7 +439,8 @@ def gpu(args: Namespace) -> Iterator[dict]:
 
 
 PARTS = dict(
-    cpu=(inference, training, memory, large, compiled, precision, camvid),
+    cpu=(inference, training, memory, large, compiled, precision, camvid,
+         profile),
     cuda=(gpu, ))
 
 

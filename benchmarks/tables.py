@@ -38,6 +38,7 @@ TABLES: Dict[str, Callable[[], Optional[str]]] = {
     'linear variant, CPU': of(operation.linear),
     'backbones': of(backbones.backbones),
     'backbones, details': of(backbones.details),
+    'backbones, profile': of(backbones.profile),
     'backbones, GPU': of(backbones.gpu),
     'language model streaming': of(layers.streaming),
     'language model precision': of(layers.precisions),

@@ -2,7 +2,7 @@
 from pathlib import Path
 from typing import Optional
 
-from .formats import (fixed, load, mebibytes, ms, number, page, ratios,
+from .formats import (fixed, label, load, mebibytes, ms, number, page, ratios,
                       rows_of, seconds, section)
 
 HOW = '`python benchmarks/backbones.py`: float32 unless stated, random weights'
@@ -72,6 +72,26 @@ def details(results: Path) -> Optional[str]:
                 }, 'FMA / Swin': lambda r: f'**{r["ratio"][nets[1]]:.2f}**'
             }, 'pixels')
     ], ('memory', 'large', 'compiled', 'precision', 'camvid'), HOW)
+
+
+def profile(results: Path) -> Optional[str]:
+    """Where FMA-T's time goes, before and after the C kernels."""
+    found = load(results, 'backbone_cpu')
+    rows = [
+        dict(row, name=x) for x in ('torch', 'native')
+        for row in rows_of(found, 'profile')
+    ]
+    return page(found, [
+        section(
+            'Where FMA-T\'s time goes, %, with attention on the PyTorch '
+            'backend (before) and on the C kernels (after):', rows, {
+                'ms': lambda r: ms(r['name'])(r),
+                **{
+                    x: lambda r, x=x: f'{100 * r["shares"][r["name"]][x]:.0f}'
+                    for x in (rows[0]['shares']['torch'] if rows else ())
+                }
+            }, 'pixels', lambda r: f'{label(r)}, {r["name"]}')
+    ], ('profile', ), HOW)
 
 
 def gpu(results: Path) -> Optional[str]:

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 
+from fma_vision.engine.console import print_any_name
 from fma_vision.engine.environment import collect_environment
 from fma_vision.engine.files import write_json
 from fma_vision.engine.timing import peak_memory, summarise, time_interleaved
@@ -213,6 +214,7 @@ def parser(text: str,
 
 def settle(args: argparse.Namespace, name: str) -> argparse.Namespace:
     """Fills in what depends on the device: ``name``_cpu.json, or _gpu."""
+    print_any_name()
     on_cpu = torch.device(args.device).type == 'cpu'
     if args.quick:
         args.repeats, args.least = 1, 0

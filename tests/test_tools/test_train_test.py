@@ -329,6 +329,38 @@ class TestErrors:
         with pytest.raises(UserError, match='no train_dataloader'):
             train(tools, str(broken))
 
+    def test_labels(self, tools, trained, tmp_path) -> None:
+        """A mistake in a file is told before the first iteration."""
+        root = write_paired(tmp_path / 'data', 11)
+        options = [
+            '--work-dir',
+            str(tmp_path / 'work'), '--cfg-options',
+            *(f'{part}_dataloader.dataset.data_root={root}'
+              for part in ('train', 'val', 'test'))
+        ]
+        wrong = Image.fromarray(np.full((48, 64), 77, np.uint8))
+        path = next(root.glob('annotations/validation/*'))
+        wrong.save(path)
+        message = f'{path}: label values 77 found.*num_classes is 11'
+        with pytest.raises(UserError, match=message):
+            train(tools, trained.seg, *options)
+        with pytest.raises(UserError, match=message):
+            run_test(tools, trained.seg, trained.seg_ckpt, *options)
+        # Data that is not used may be wrong, and the check may be left out.
+        train(tools, trained.seg, '--no-validate', *options)
+        run_test(tools, trained.seg, trained.seg_ckpt, '--check-data', 'none',
+                 *options)
+        for path in root.glob('annotations/training/*'):
+            wrong.save(path)
+        with pytest.raises(UserError, match='Target 77.*--check-data all'):
+            train(tools, trained.seg, '--check-data', 'none', *options)
+
+    def test_missing_folder(self, tools, trained) -> None:
+        with pytest.raises(UserError, match='nowhere cannot be read.*root'):
+            train(tools, trained.seg, '--cfg-options',
+                  'train_dataloader.dataset.type=mmseg.BaseSegDataset',
+                  'train_dataloader.dataset.data_prefix.img_path=nowhere')
+
     def test_data_root(self, tools, trained) -> None:
         with pytest.raises(UserError, match="data_root 'nowhere'"):
             train(tools, trained.seg, '--cfg-options',

@@ -346,20 +346,31 @@ class TestErrors:
             train(tools, trained.seg, *options)
         with pytest.raises(UserError, match=message):
             run_test(tools, trained.seg, trained.seg_ckpt, *options)
-        # Data that is not used may be wrong, and the check may be left out.
-        train(tools, trained.seg, '--no-validate', *options)
-        run_test(tools, trained.seg, trained.seg_ckpt, '--check-data', 'none',
-                 *options)
         for path in root.glob('annotations/training/*'):
             wrong.save(path)
         with pytest.raises(UserError, match='Target 77.*--check-data all'):
             train(tools, trained.seg, '--check-data', 'none', *options)
 
-    def test_missing_folder(self, tools, trained) -> None:
-        with pytest.raises(UserError, match='nowhere cannot be read.*root'):
-            train(tools, trained.seg, '--cfg-options',
-                  'train_dataloader.dataset.type=mmseg.BaseSegDataset',
-                  'train_dataloader.dataset.data_prefix.img_path=nowhere')
+    @pytest.mark.parametrize('key, value, words', [
+        ('data_prefix', dict(img_path='nowhere'), 'nowhere cannot be read'),
+        ('img_suffix', '.gif', r"no image \*.gif.*end with '.jpg'"),
+        ('seg_map_suffix', '.gif', "'.gif', the files .* end with '.png'"),
+    ])
+    def test_no_file(self, key: str, value, words: str, tools, trained,
+                     tmp_path) -> None:
+
+        def edit(cfg) -> None:
+            dataset = cfg.train_dataloader.dataset
+            dataset.pop('cache_images', None)
+            dataset.type = 'BaseSegDataset'
+            dataset.metainfo = dict(classes=list('abcdefghijk'))
+            dataset.data_root = str(trained.root / 'data/camvid')
+            dataset[key] = value
+
+        config = edited(trained.seg, tmp_path / 'changed.py', edit)
+        with pytest.raises(UserError, match=words) as caught:
+            train(tools, config, '--no-validate', '--work-dir', str(tmp_path))
+        assert '\n' not in str(caught.value)
 
     def test_data_root(self, tools, trained) -> None:
         with pytest.raises(UserError, match="data_root 'nowhere'"):

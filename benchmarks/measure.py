@@ -14,6 +14,7 @@ from typing import (Any, Callable, Dict, Iterable, List, Optional, Sequence,
 
 import torch
 
+from fma_vision.engine.console import print_any_name
 from fma_vision.engine.environment import collect_environment
 from fma_vision.engine.files import write_json
 from fma_vision.engine.timing import (Call, peak_memory, summarise,
@@ -217,6 +218,7 @@ def run_parts(options: argparse.ArgumentParser,
         argv: Its arguments, those of the process by default.
         fresh: Parts for a process of their own, which gives memory back.
     """
+    print_any_name()
     argv = sys.argv[1:] if argv is None else argv
     known = {x.__name__: x for kind in parts.values() for x in kind}
     options.add_argument('--parts', nargs='+', choices=known)

@@ -371,4 +371,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == '__main__':
+    # A name that the console cannot show is printed with escapes.
+    sys.stdout.reconfigure(errors='backslashreplace')
     sys.exit(main())

@@ -12,12 +12,14 @@ be started.
 
 import argparse
 import glob
+import math
 import sys
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -27,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(ROOT), str(ROOT / 'kernels')]
 
+from fma_vision.engine.arguments import positive  # noqa: E402
+from fma_vision.engine.arguments import positive_number  # noqa: E402
+from fma_vision.engine.console import print_any_name  # noqa: E402
 from fma_vision.engine.errors import one_line  # noqa: E402
 
 # The model of a call without CONFIG and CHECKPOINT; change both together.
@@ -35,6 +40,10 @@ DEMO_CHECKPOINT = ROOT / 'demo/weights/fma-nano_fpn_street8.pth'
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 TOP_CLASSES = 5
+# Larger images are refused unless an option allows them, and segmented in
+# tiles of this side: scores of all classes at all pixels would fill memory.
+MAX_MEGAPIXELS, TILE = 179., 1024
+DRAWN = 2**24  # pixels; of more, every few are drawn
 
 
 class DemoError(Exception):
@@ -103,30 +112,72 @@ def find_images(source: str) -> List[Path]:
     return found
 
 
-def read_image(path: Path) -> np.ndarray:
+def check_size(image: Image.Image, megapixels: float) -> None:
+    """Refuses an image that is too large, before it is decoded.
+
+    Raises:
+        DemoError: Names its size and the option.
+    """
+    if image.width * image.height > megapixels * 1e6:
+        raise DemoError(f'{image.width} x {image.height} pixels are more than '
+                        f'--max-megapixels {megapixels:g} allows')
+
+
+def read_image(path: Path, megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
     """Reads a photograph upright and whole.
+
+    Args:
+        path: The file.
+        megapixels: The most that is read.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB.
 
     Raises:
-        DemoError: If it is missing, cut short or no image at all.
+        DemoError: If it is missing, cut short, too large or no image at all.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
+            check_size(image, megapixels)
             # Unlike OpenCV, this refuses a file that ends too early.
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith('I;16'):  # Pillow would clip to 255
-                deep = np.asarray(upright, np.uint16)
-                upright = Image.fromarray((deep >> 8).astype(np.uint8))
-            return np.asarray(upright.convert('RGB'))
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith('I;16'):  # Pillow would clip to 255
+                deep = np.asarray(image, np.uint16)
+                return np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, 2)
+            return np.array(image if image.mode ==
+                            'RGB' else image.convert('RGB'))
     except FileNotFoundError:
         raise DemoError('no such file') from None
-    except Image.DecompressionBombError as error:
-        raise DemoError(one_line(error)) from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DemoError('not a readable image '
                         f'({one_line(error, 100)})') from None
+
+
+def open_image(path: Path) -> Image.Image:
+    """Opens a file; how large it may be is not left to Pillow."""
+    with patch.object(Image, 'MAX_IMAGE_PIXELS', None):
+        return Image.open(path)
+
+
+def visible(bands: np.ndarray, bgr: bool) -> np.ndarray:
+    """Bands of any number and depth as a picture.
+
+    Args:
+        bands: ``[H, W]`` or ``[H, W, bands]``; of more than three the first
+            three are shown.
+        bgr: They are blue, green and red.
+
+    Returns:
+        ``[H, W, 3]`` uint8 RGB, from the darkest to the brightest hundredth.
+    """
+    bands = np.atleast_3d(bands)
+    shown = np.repeat(bands[..., :1], 3, 2) if bands.shape[2] < 3 else \
+        bands[..., 2::-1] if bgr else bands[..., :3]
+    if shown.dtype == np.uint8:
+        return shown
+    low, high = np.nanpercentile(shown, (1, 99))
+    shares = (shown - low) / max(high - low, 1e-12)
+    return (255 * np.nan_to_num(shares).clip(0, 1)).astype(np.uint8)
 
 
 def output_paths(images: Sequence[Path], out: str) -> List[Path]:
@@ -283,6 +334,7 @@ class Predictor:
 
         from fma_vision.engine import (check_weights, read_checkpoint,
                                        select_state_dict)
+        from fma_vision.engine.build import input_channels
         for what, path in (('config', config), ('checkpoint', checkpoint)):
             if not path.is_file():
                 raise DemoError(f'no {what} at {str(path)!r}')
@@ -303,27 +355,107 @@ class Predictor:
         self.model.eval()
         steps = list(test_dataset(cfg).get('pipeline') or [])
         loads = [s for s in steps if _is_loading(s) and 'Image' in s['type']]
+        load = dict(loads[0]) if loads else {}
         # Files are read as BGR; datasets of arrays (CIFAR-10) hand out RGB.
-        self.bgr = bool(loads)
-        self.float32 = any(s.get('to_float32') for s in loads)
-        self.grey = cfg.model.get('backbone', {}).get('in_channels') == 1
+        self.bgr = bool(load) and load.get('imdecode_backend') != 'tifffile'
+        self.float32 = bool(load.get('to_float32'))
+        self.channels = input_channels(cfg)
+        # What is no photograph is read as the config reads it.
+        self.loader = None
+        if load.get('color_type') == 'unchanged' or \
+                self.channels not in (1, 3):
+            if not load:
+                raise DemoError(f'the model takes {self.channels} channels, '
+                                'and test_dataloader.dataset.pipeline has no '
+                                'step that loads such images')
+            self.loader = Compose([load])
         self.pipeline = Compose([s for s in steps if not _is_loading(s)])
+
+    def read(self, path: Path, megapixels: float) -> np.ndarray:
+        """Reads an image for this model.
+
+        Args:
+            path: The file.
+            megapixels: The most that is read.
+
+        Returns:
+            ``[H, W, 3]`` uint8 RGB, or what the step of the config that
+            loads images makes of another kind.
+
+        Raises:
+            DemoError: As :func:`read_image`, or it has other channels than
+                the model takes.
+        """
+        if self.loader is None:
+            return read_image(path, megapixels)
+        try:
+            with open_image(path) as image:
+                check_size(image, megapixels)
+        except (OSError, SyntaxError, ValueError):
+            pass  # Pillow does not know every kind of TIFF
+        try:
+            image = self.loader(dict(img_path=str(path)))['img']
+        except FileNotFoundError:
+            raise DemoError('no such file') from None
+        except Exception as error:  # whatever the decoders raise
+            raise DemoError('not a readable image '
+                            f'({one_line(error, 100)})') from None
+        found = np.atleast_3d(image).shape[2]
+        if found != self.channels:
+            raise DemoError(f'the image has {found} channels, the model takes '
+                            f'{self.channels} (model.backbone.in_channels)')
+        return image
+
+    def tiles(self, image: np.ndarray, tile: int) -> np.ndarray:
+        """Segments an image piece by piece.
+
+        Each tile is a photograph of its own to the model, and reaches over
+        its neighbours, so that what is kept of it has surroundings.
+
+        Args:
+            image: As :meth:`read` gives it.
+            tile: Side of a tile in pixels.
+
+        Returns:
+            ``[H, W]`` class indices.
+        """
+        height, width = image.shape[:2]
+        most = max(len(self.classes.names), 255)  # 255 marks 'no class'
+        found = np.empty((height, width), np.min_scalar_type(most))
+        for top, row, bottom in pieces(height, tile):
+            for left, column, right in pieces(width, tile):
+                part = self(image[top:top + tile, left:left + tile])
+                found[row:bottom,
+                      column:right] = part[row - top:bottom - top,
+                                           column - left:right - left]
+            if sys.stderr.isatty():
+                print(
+                    f'\r{bottom / height:4.0%} of the tiles done',
+                    end='\n' if bottom == height else '',
+                    file=sys.stderr)
+        return found
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Predicts one image.
 
         Args:
-            image: ``[H, W, 3]`` uint8 RGB.
+            image: As :meth:`read` gives it.
 
         Returns:
             ``[H, W]`` class indices (segmentation) or ``[classes]``
             probabilities (classification).
         """
-        data = image[..., ::-1] if self.bgr else image
-        if self.grey:
-            data = np.asarray(Image.fromarray(image).convert('L'))[..., None]
-        data = np.ascontiguousarray(data, np.float32 if self.float32 else None)
+        data = image
+        if self.loader is None:
+            if self.channels == 1:
+                grey = Image.fromarray(image).convert('L')
+                data = np.asarray(grey)[..., None]
+            elif self.bgr:
+                data = image[..., ::-1]
+            if self.float32:
+                data = data.astype(np.float32)
+        data = np.ascontiguousarray(data)
         size = data.shape[:2]
         sample = self.pipeline(dict(img=data, img_shape=size, ori_shape=size))
         batch = dict(
@@ -339,15 +471,34 @@ def _is_loading(step: dict) -> bool:
     return str(step.get('type')).rsplit('.', 1)[-1].startswith('Load')
 
 
+def pieces(size: int, tile: int) -> Iterator[Tuple[int, int, int]]:
+    """Cuts a side into tiles that overlap by a quarter.
+
+    Args:
+        size: Pixels of the side.
+        tile: Pixels of a tile.
+
+    Yields:
+        Where a tile begins, and the range that is kept of it.
+    """
+    margin, edge = tile // 8, 0
+    while edge < size:
+        start = max(min(edge - margin, size - tile), 0)
+        stop = size if start + tile >= size else start + tile - margin
+        yield start, edge, stop
+        edge = stop
+
+
 # --------------------------------------------------------------- drawing
 
 
 def summary(prediction: np.ndarray, classes: Classes) -> List[Tuple]:
     """The classes seen: (index, name, share or probability), largest first."""
     if prediction.ndim == 2:
-        counts = np.bincount(
-            prediction[prediction < len(classes.names)].ravel(),
-            minlength=len(classes.names))
+        count = len(classes.names)
+        # By rows: a whole image of eight-byte numbers is large.
+        counts = sum(
+            np.bincount(row, minlength=count)[:count] for row in prediction)
         shares = counts / max(prediction.size, 1)
         order = [i for i in np.argsort(-shares, kind='stable') if shares[i]]
     else:
@@ -415,6 +566,18 @@ def draw(image: np.ndarray, prediction: np.ndarray, classes: Classes,
     return figure
 
 
+def drawn(predictor: Predictor, image: np.ndarray,
+          prediction: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """What a picture is drawn from: RGB, and classes of the same pixels."""
+    step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / DRAWN))
+    image = image[::step, ::step]
+    if prediction.ndim == 2:
+        prediction = prediction[::step, ::step]
+    if predictor.loader is not None:
+        image = visible(image, predictor.bgr)
+    return image, prediction
+
+
 def show(path: Path) -> None:
     """Opens a finished picture in the viewer of the desktop."""
     with Image.open(path) as picture:
@@ -451,6 +614,18 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         default=0.55,
         help='of the painted classes, 0 to 1 (default: %(default)s)')
     parser.add_argument(
+        '--tile',
+        type=positive,
+        metavar='PIXELS',
+        help='segment tiles of this side one by one, each as an image of its '
+        f'own (default: {TILE} for images above {MAX_MEGAPIXELS:g} '
+        'megapixels, else whole images)')
+    parser.add_argument(
+        '--max-megapixels',
+        type=positive_number,
+        default=MAX_MEGAPIXELS,
+        help='refuse larger images (default: %(default)g)')
+    parser.add_argument(
         '--show', action='store_true', help='also open each picture')
     args = parser.parse_args(argv)
     if not 0 <= args.opacity <= 1:
@@ -485,14 +660,20 @@ def prepare(args: argparse.Namespace) -> Tuple[Predictor, List[Path], List]:
 def process(predictor: Predictor, path: Path, target: Path,
             args: argparse.Namespace) -> None:
     """Reads, predicts, draws and reports one image."""
-    image = read_image(path)
+    image = predictor.read(path, args.max_megapixels)
+    tile = args.tile
+    if tile is None and image.shape[0] * image.shape[1] > MAX_MEGAPIXELS * 1e6:
+        tile = TILE
     start = time.perf_counter()
     try:
-        prediction = predictor(image)
+        # A classifier shrinks what it sees, and needs no tiles.
+        prediction = predictor.tiles(image, tile) if tile is not None and \
+            predictor.task == 'segmentation' else predictor(image)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise DemoError(f'prediction failed: {one_line(error)}') from None
     seconds = time.perf_counter() - start
-    figure = draw(image, prediction, predictor.classes, args.opacity)
+    figure = draw(*drawn(predictor, image, prediction), predictor.classes,
+                  args.opacity)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target)
@@ -527,4 +708,5 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 if __name__ == '__main__':
     warnings.simplefilter('ignore')  # notices of the host, not of the demo
+    print_any_name()
     sys.exit(main())

@@ -14,7 +14,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from fma_vision.engine.arguments import add_config_options, add_device
+    from fma_vision.engine.arguments import (add_check_data,
+                                             add_config_options, add_device)
     parser = argparse.ArgumentParser(description='Test a model')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -34,6 +35,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--amp',
         action='store_true',
         help='mixed precision: fp16 on a GPU, bfloat16 on the CPU')
+    add_check_data(parser)
     add_device(parser)
     add_config_options(parser)
     parser.add_argument(
@@ -166,7 +168,7 @@ def test(args: argparse.Namespace) -> dict:
     runner = build_runner(cfg)
     # Reads without running code, so it comes before the runner's loading.
     check_checkpoint(runner.model, args.checkpoint)
-    check_data(runner, 'test', args.checkpoint)
+    check_data(runner, 'test', args.checkpoint, samples=args.check_data)
     if suffix == '.pkl':
         from mmengine.evaluator import DumpResults
         runner.test_evaluator.metrics.append(DumpResults(args.out))

@@ -14,7 +14,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     Returns:
         argparse.Namespace: The options.
     """
-    from fma_vision.engine.arguments import add_config_options, add_device
+    from fma_vision.engine.arguments import (add_check_data,
+                                             add_config_options, add_device)
     parser = argparse.ArgumentParser(description='Train a model')
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -47,6 +48,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=float,
         metavar='MINUTES',
         help='stop after so long, with a checkpoint for --resume')
+    add_check_data(parser)
     add_device(parser)
     add_config_options(
         parser,
@@ -105,6 +107,7 @@ def train(args: argparse.Namespace):
     from fma_vision.engine import (UserError, build_runner, check_data,
                                    drop_validation, load_config, prepare,
                                    select_device, set_work_dir)
+    from fma_vision.engine.labels import explaining_labels
     started = time.time()
     select_device(args.device)
     cfg = load_config(args.config, args.cfg_options, args.base)
@@ -131,8 +134,9 @@ def train(args: argparse.Namespace):
     loaders = ('train_dataloader', 'val_dataloader')
     prepare(cfg, loaders, launcher=args.launcher, amp=args.amp)
     runner = build_runner(cfg)
-    check_data(runner, 'train')
-    runner.train()
+    check_data(runner, 'train', samples=args.check_data)
+    with explaining_labels():
+        runner.train()
     return runner
 
 

@@ -135,7 +135,8 @@ class TinyImageNet100Dataset(FolderDataset):
                 f'TinyImageNet100Dataset: no {path}. Make the layout with '
                 f'python tools/dataset_converters/{self.converter}')
         rows = [
-            line.split('\t') for line in path.read_text().splitlines()
+            line.split('\t')
+            for line in path.read_text(encoding='utf-8').splitlines()
             if line.strip()
         ]
         self.wnids = [row[0] for row in rows]

@@ -62,6 +62,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         '--device', choices=['cpu', 'cuda'], help='default: the best there is')
 
 
+def add_check_data(parser: argparse.ArgumentParser) -> None:
+    """Add ``--check-data``."""
+    from .labels import CHOICES
+    parser.add_argument(
+        '--check-data',
+        choices=CHOICES,
+        default=CHOICES[0],
+        help='look into images and labels before the first batch: a sample '
+        'over each set of a few seconds (default), every file, or none')
+
+
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of tools that run a config's model on its data."""
     parser.add_argument('--work-dir', help='folder for the log')

@@ -67,4 +67,5 @@ def write_json(path: Union[str, Path], content: Any) -> Path:
         The path written.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False) + '\n'
-    return write_bytes(path, text.encode())
+    # What is no UTF-8, as in a file's name, is an escape of JSON as well.
+    return write_bytes(path, text.encode(errors='backslashreplace'))

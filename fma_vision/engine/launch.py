@@ -8,6 +8,9 @@ from .checkpoint import check_checkpoint, read_checkpoint, use_safe_reader
 from .classes import check_classes, check_same_classes, check_vocabulary
 from .config import (Config, UserError, building, check_data_roots,
                      drop_averaging, load_config, set_work_dir)
+from .console import print_any_name
+from .errors import one_line
+from .labels import check_samples, explain_empty
 
 ACCELERATOR_AMP, CPU_AMP = 'AmpOptimWrapper', 'CPUAmpOptimWrapper'
 
@@ -98,7 +101,8 @@ def build_runner(cfg: Config) -> Any:
 
 def check_data(runner: Any,
                part: str,
-               checkpoint: Optional[str] = None) -> None:
+               checkpoint: Optional[str] = None,
+               samples: str = 'none') -> None:
     """Build a runner's data and compare its classes with the model's.
 
     Data to validate on must have the classes, and texts the vocabulary, of
@@ -108,14 +112,18 @@ def check_data(runner: Any,
         runner (mmengine.runner.Runner): A runner that has not run yet.
         part (str): 'train' or 'test'.
         checkpoint (str, optional): Where the weights come from.
+        samples (str): Which files to look into, as
+            :func:`~fma_vision.engine.labels.check_samples` takes it.
 
     Raises:
-        UserError: The data does not build, or has other classes or tokens.
+        UserError: The data does not build, has other classes or tokens, or
+            files that cannot be used.
     """
     dataset = _dataset(runner, part)
     check_classes(runner.model, dataset)
+    sets = {f'{part}_dataloader': dataset}
     if part == 'train' and runner.cfg.get('val_dataloader') is not None:
-        other = _dataset(runner, 'val')
+        other = sets['val_dataloader'] = _dataset(runner, 'val')
         check_same_classes(dataset, other)
         check_vocabulary(other, getattr(dataset, 'metainfo', None),
                          'the training data')
@@ -123,6 +131,8 @@ def check_data(runner: Any,
         meta = read_checkpoint(checkpoint).get('meta') or {}
         check_vocabulary(dataset, meta.get('dataset_meta'),
                          f'checkpoint {checkpoint}')
+    for name, found in sets.items():
+        check_samples(runner.model, found, name, samples)
 
 
 def trained_runner(
@@ -165,8 +175,25 @@ def trained_runner(
 
 def _dataset(runner: Any, part: str) -> Any:
     """The data of a loop, which the first access builds and keeps."""
-    with building(f"the config's {part}_dataloader or {part}_cfg"):
-        return getattr(runner, f'{part}_loop').dataloader.dataset
+    loader = f'{part}_dataloader'
+    what = f"the config's {loader} or {part}_cfg"
+    try:
+        with building(what):
+            return getattr(runner, f'{part}_loop').dataloader.dataset
+    except UserError as error:
+        if 'need at least one array' in str(error):
+            explain_empty(runner.cfg.get(loader), loader)
+        raise
+    except OSError as error:
+        if error.filename is None:  # a sentence of this project's own
+            raise
+        raise UserError(
+            f'{what}: {error.filename} cannot be read ({error.strerror}): '
+            'data_root, data_prefix and ann_file say where the data is') \
+            from error
+    except RuntimeError as error:  # the host found no file
+        raise UserError(f'{what} does not build: {one_line(error)}') \
+            from error
 
 
 def run_tool(main: Callable[[], Any]) -> None:
@@ -175,6 +202,7 @@ def run_tool(main: Callable[[], Any]) -> None:
     Args:
         main (callable): Takes nothing.
     """
+    print_any_name()
     try:
         main()
         _leave_group()

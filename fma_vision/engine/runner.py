@@ -33,7 +33,11 @@ class ConsoleRunner(Runner):
         """
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
+            if isinstance(handler, logging.FileHandler):
+                # Names of files have characters that a locale may lack.
+                handler.stream.reconfigure(
+                    encoding='utf-8', errors='backslashreplace')
+            else:
                 handler.addFilter(_ConsoleFilter())
         logger.info(f'Config and environment are in the log under '
                     f'{self._log_dir}')

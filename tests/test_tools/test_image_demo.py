@@ -4,10 +4,12 @@ Most tests call ``main`` in this process: starting the whole stack anew takes
 seconds. What a fresh process prints is checked once, at the end.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -298,6 +300,172 @@ def test_photographs_of_every_kind_become_rgb(demo, tmp_path):
         demo.read_image(tmp_path / 'side.png'), np.rot90(rgb, -1))
 
 
+# ------------------------------------------- other channels, huge images
+
+BANDS = 4
+
+
+@pytest.fixture(scope='module')
+def bands(tmp_path_factory, demo):
+    """Models of four bands, segmenting and classifying."""
+    folder = tmp_path_factory.mktemp('bands')
+    for name, text in (('seg', SEGMENTATION), ('cls', CLASSIFICATION)):
+        for old, new in (
+            ("dict(type='LoadImageFromFile')",
+             "dict(type='LoadImageFromFile', color_type='unchanged')"),
+            ("arch=dict(", f'in_channels={BANDS}, arch=dict('),
+            ('mean=[123.7, 116.3, 103.5]', 'mean=[32000.]'),
+            ('std=[58.4, 57.1, 57.4]', 'std=[19000.]'),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        config = folder / f'{name}.py'
+        config.write_text(text)
+        torch.manual_seed(1)
+        model, _ = demo.build_model(demo.load_config(config))
+        torch.save(dict(state_dict=model.state_dict()), folder / f'{name}.pth')
+    return folder
+
+
+def write_bands(path, count=BANDS, dtype=np.uint16, shape=(40, 60)):
+    """A TIFF file of several bands."""
+    top = np.iinfo(dtype).max
+    pixels = np.random.default_rng(0).integers(
+        0, top, (*shape, count), dtype=dtype)
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+@pytest.mark.parametrize('model', ['seg', 'cls'])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])
+def test_four_bands(model, dtype, run, bands, tmp_path):
+    path = tmp_path / 'a.tif'
+    if dtype is np.float32:
+        assert cv2.imwrite(str(path), np.ones((40, 60, BANDS), np.float32))
+    else:
+        write_bands(path, dtype=dtype)
+    out = tmp_path / 'out'
+    status, lines, err = run(
+        path,
+        '--out',
+        out,
+        config=bands / f'{model}.py',
+        checkpoint=bands / f'{model}.pth')
+    assert (status, err, len(lines)) == (0, [], 1)
+    assert (out / 'a.png').is_file()
+
+
+def test_four_bands_equal_the_hosts_inference(demo, bands, tmp_path):
+    from mmseg.apis import inference_model, init_model
+    path = write_bands(tmp_path / 'a.tif')
+    ours = demo.Predictor(bands / 'seg.py', bands / 'seg.pth', 'cpu')
+    host = init_model(str(bands / 'seg.py'), device='cpu')
+    host.load_state_dict(ours.model.state_dict())
+    expected = inference_model(host, str(path)).pred_sem_seg.data[0].numpy()
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(ours(ours.read(path, 1.)), expected)
+
+
+def test_other_channels_than_the_model_takes(run, bands, photos, tmp_path):
+    """Named, and the images that fit are done."""
+    write_bands(photos / 'deep.tif')
+    status, out, err = run(
+        photos,
+        '--out',
+        tmp_path / 'out',
+        config=bands / 'seg.py',
+        checkpoint=bands / 'seg.pth')
+    assert status == 1 and out[-1] == '1 of 5 images done'
+    for name in ('a.png', 'b.jpg'):
+        line = next(line for line in err if name in line)
+        assert ('the image has 3 channels, the model takes 4 '
+                '(model.backbone.in_channels)') in line
+    assert 'text.png: not a readable image' in ' '.join(err)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('count', [1, 3, 4])
+def test_deep_tiff_for_a_model_of_photographs(count, dtype, demo, tmp_path):
+    path = write_bands(tmp_path / 'a.tif', count, dtype)
+    image = demo.read_image(path)
+    assert (image.shape, image.dtype) == ((40, 60, 3), np.uint8)
+    pixels = np.atleast_3d(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+    expected = pixels[..., 2::-1] if count > 1 else pixels
+    shift = 8 if dtype is np.uint16 else 0
+    assert np.abs(image.astype(int) - (expected >> shift)).max() <= 1
+
+
+def test_bands_become_a_picture(demo):
+    grey = np.arange(200, dtype=np.uint16).reshape(10, 20) * 100
+    shown = demo.visible(grey, bgr=True)
+    assert shown.shape == (10, 20, 3) and shown.dtype == np.uint8
+    assert shown.min() == 0 and shown.max() == 255
+    bands = np.arange(4, dtype=np.uint8) + np.zeros((2, 2, 4), np.uint8)
+    assert demo.visible(bands, bgr=True)[0, 0].tolist() == [2, 1, 0]
+    assert demo.visible(bands, bgr=False)[0, 0].tolist() == [0, 1, 2]
+    assert demo.visible(bands[..., :2], False)[0, 0].tolist() == [0, 0, 0]
+
+
+def test_the_limit_on_huge_images(run, photos, tmp_path):
+    args = photos / 'a.png', '--out', tmp_path / 'out'
+    status, _, err = run(*args, '--max-megapixels', '0.0023')
+    assert status == 1
+    assert '60 x 40 pixels are more than --max-megapixels 0.0023' in err[0]
+    assert run(*args, '--max-megapixels', '0.0024')[0] == 0
+
+
+def test_pillows_own_limit_is_raised(demo, photos, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert demo.read_image(photos / 'a.png').shape == (40, 60, 3)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(photos / 'a.png')
+
+
+def test_huge_images_work_tile_by_tile(demo, run, photos, tmp_path,
+                                       monkeypatch):
+    shapes = []
+    call = demo.Predictor.__call__
+    monkeypatch.setattr(demo, 'MAX_MEGAPIXELS', .002)
+    monkeypatch.setattr(demo, 'TILE', 16)
+    monkeypatch.setattr(demo, 'DRAWN', 500)
+    monkeypatch.setattr(
+        demo.Predictor, '__call__', lambda self, image:
+        (shapes.append(image.shape[:2]), call(self, image))[1])
+    args = photos / 'a.png', '--out', tmp_path / 'out'
+    assert run(*args)[0] == 1  # refused without the option
+    status, out, err = run(*args, '--max-megapixels', '1')
+    assert (status, err, len(out)) == (0, [], 1)
+    assert len(shapes) > 8 and set(shapes) == {(16, 16)}
+    # A classifier shrinks it anyway.
+    del shapes[:]
+    assert run(*args, '--max-megapixels', '1', model='cls')[0] == 0
+    assert shapes == [(40, 60)]
+
+
+@pytest.mark.parametrize('size', [1, 7, 16, 17, 28, 29, 100])
+@pytest.mark.parametrize('tile', [1, 3, 16, 64])
+def test_tiles_cover_each_pixel_once(demo, size, tile):
+    done = 0
+    for start, edge, stop in demo.pieces(size, tile):
+        assert edge == done and start <= edge < stop <= start + tile
+        assert start == 0 or start + tile <= size
+        # What is kept has surroundings, except where the image ends.
+        assert start == 0 or edge - start >= tile // 8
+        assert stop == size or start + tile - stop == tile // 8
+        done = stop
+    assert done == size
+
+
+def test_tiles_are_put_where_they_belong(demo, models):
+    predictor = demo.Predictor(models / 'seg.py', models / 'seg.pth', 'cpu')
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    tiled = predictor.tiles(image, 32)
+    assert tiled.shape == (50, 70) and tiled.dtype == np.uint8
+    last = predictor(image[18:, 38:])
+    np.testing.assert_array_equal(tiled[-12:, -12:], last[-12:, -12:])
+    np.testing.assert_array_equal(predictor.tiles(image, 70), predictor(image))
+
+
 # ------------------------------------------------------------ bad input
 
 
@@ -404,22 +572,29 @@ def test_bad_arguments(demo, capsys, args, words):
 
 
 def test_default_run_is_clean_and_right(demo, repo_root, tmp_path):
-    """`make demo`: the shipped weights on a photograph nobody labelled."""
+    """`make demo`: the shipped weights on a photograph nobody labelled.
+
+    Into a folder whose name the console cannot print.
+    """
     pytest.importorskip('sklearn', reason='its photograph is the input')
     result = subprocess.run(
         [
             sys.executable, repo_root / 'demo' / 'image_demo.py', '--device',
-            'cpu', '--out', tmp_path
+            'cpu', '--out', tmp_path / '写真'
         ],
         cwd=tmp_path,  # paths must not depend on where one stands
         capture_output=True,
-        text=True)
+        text=True,
+        env={
+            **os.environ, 'PYTHONIOENCODING': 'cp1252'
+        })
     assert result.returncode == 0, result.stderr
     assert result.stderr == ''
     assert len(result.stdout.splitlines()) == 1
     for name in ('sky', 'building', 'vegetation'):
         assert name in result.stdout
-    assert (tmp_path / 'china.png').is_file()
+    assert r'\u5199\u771f' in result.stdout
+    assert (tmp_path / '写真' / 'china.png').is_file()
 
 
 def test_help_says_how(repo_root):

@@ -329,6 +329,49 @@ class TestErrors:
         with pytest.raises(UserError, match='no train_dataloader'):
             train(tools, str(broken))
 
+    def test_labels(self, tools, trained, tmp_path) -> None:
+        """A mistake in a file is told before the first iteration."""
+        root = write_paired(tmp_path / 'data', 11)
+        options = [
+            '--work-dir',
+            str(tmp_path / 'work'), '--cfg-options',
+            *(f'{part}_dataloader.dataset.data_root={root}'
+              for part in ('train', 'val', 'test'))
+        ]
+        wrong = Image.fromarray(np.full((48, 64), 77, np.uint8))
+        path = next(root.glob('annotations/validation/*'))
+        wrong.save(path)
+        message = f'{path}: label values 77 found.*num_classes is 11'
+        with pytest.raises(UserError, match=message):
+            train(tools, trained.seg, *options)
+        with pytest.raises(UserError, match=message):
+            run_test(tools, trained.seg, trained.seg_ckpt, *options)
+        for path in root.glob('annotations/training/*'):
+            wrong.save(path)
+        with pytest.raises(UserError, match='Target 77.*--check-data all'):
+            train(tools, trained.seg, '--check-data', 'none', *options)
+
+    @pytest.mark.parametrize('key, value, words', [
+        ('data_prefix', dict(img_path='nowhere'), 'nowhere cannot be read'),
+        ('img_suffix', '.gif', r"no image \*.gif.*end with '.jpg'"),
+        ('seg_map_suffix', '.gif', "'.gif', the files .* end with '.png'"),
+    ])
+    def test_no_file(self, key: str, value, words: str, tools, trained,
+                     tmp_path) -> None:
+
+        def edit(cfg) -> None:
+            dataset = cfg.train_dataloader.dataset
+            dataset.pop('cache_images', None)
+            dataset.type = 'BaseSegDataset'
+            dataset.metainfo = dict(classes=list('abcdefghijk'))
+            dataset.data_root = str(trained.root / 'data/camvid')
+            dataset[key] = value
+
+        config = edited(trained.seg, tmp_path / 'changed.py', edit)
+        with pytest.raises(UserError, match=words) as caught:
+            train(tools, config, '--no-validate', '--work-dir', str(tmp_path))
+        assert '\n' not in str(caught.value)
+
     def test_data_root(self, tools, trained) -> None:
         with pytest.raises(UserError, match="data_root 'nowhere'"):
             train(tools, trained.seg, '--cfg-options',

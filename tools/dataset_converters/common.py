@@ -61,6 +61,8 @@ def run(main: Callable[[], None]) -> None:
     Args:
         main (callable): Takes nothing.
     """
+    # A name that the console cannot show is printed with escapes.
+    sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main()
     except ConversionError as error:

@@ -42,8 +42,8 @@ def convert(sources, out: str, force: bool, partial: bool) -> None:
                                                                'test.txt')):
                     stems = [
                         Path(line.strip()).stem
-                        for line in (root / name).read_text().splitlines()
-                        if line.strip()
+                        for line in (root / name).read_text(
+                            encoding='utf-8').splitlines() if line.strip()
                     ]
                     check_count(
                         str(root / name), len(stems), COUNTS[part], partial)

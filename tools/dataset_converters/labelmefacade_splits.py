@@ -96,9 +96,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name, lines in (('train', train), ('val', val)):
         path = args.out / f'labelmefacade_{name}.txt'
-        path.write_text('\n'.join(lines) + '\n')
+        path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
         print(f'{path}: {len(lines)} images')
 
 
 if __name__ == '__main__':
+    # A name that the console cannot show is printed with escapes.
+    sys.stdout.reconfigure(errors='backslashreplace')
     main()

@@ -23,7 +23,9 @@ LAYOUTS = {
 
 def _table(path: Path) -> Dict[str, str]:
     """Lines ``key<TAB>value`` as a dict."""
-    rows = (line.split('\t') for line in path.read_text().splitlines())
+    rows = (
+        line.split('\t')
+        for line in path.read_text(encoding='utf-8').splitlines())
     return {row[0]: row[1] for row in rows if len(row) > 1}
 
 
@@ -54,7 +56,8 @@ def _from_official(root: Path, staging: Path, partial: bool) -> Dict[str, int]:
                 shutil.copyfile(path, target / path.name)
             done[split] += len(paths)
     lines = [f'{wnid}\t{words.get(wnid, wnid)}' for wnid in wnids]
-    (staging / 'classes.txt').write_text('\n'.join(lines) + '\n')
+    (staging / 'classes.txt').write_text(
+        '\n'.join(lines) + '\n', encoding='utf-8')
     return done
 
 
@@ -78,8 +81,9 @@ def convert(sources, out: str, force: bool, partial: bool) -> None:
                         f'expected {NUM_CLASSES}')
                 done = copy_class_folders(root, staging, list(table),
                                           PER_CLASS, SIZE, partial)
-                (staging / 'classes.txt').write_text(''.join(
-                    f'{k}\t{v}\n' for k, v in table.items()))
+                (staging / 'classes.txt').write_text(
+                    ''.join(f'{k}\t{v}\n' for k, v in table.items()),
+                    encoding='utf-8')
             else:
                 done = _from_official(root, staging, partial)
     report(out, done)

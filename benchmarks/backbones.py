@@ -35,14 +35,12 @@ import torch
 from measure import (Call, compare, each, parser, peak_resident, run_parts,
                      summary)
 from torch import Tensor, nn
-from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 
 from fma_kernels.testing import missing_compiler
 from fma_vision.engine import UserError, trained_runner
 from fma_vision.engine.build import build_model, load_model_config
 from fma_vision.engine.precision import TOLERANCES, autocast, relative_error
-from fma_vision.engine.timing import peak_memory
 from fma_vision.layers import FMAttention2D
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,16 +218,15 @@ def training(args: Namespace) -> List[dict]:
 
 
 def memory(args: Namespace) -> Iterator[dict]:
-    """Peak bytes: PyTorch's tensors, and what the process grew by."""
+    """Bytes that the process grew by at the most."""
     cases = [(MODELS, 'inference', side, 1) for side in SIDES]
     cases += [(TWINS, 'training', *step) for step in STEPS]
     for names, mode, *size in cases:
         image = image_of(args, *size)
-        found = row(mode, image, tensors={}, process={})
+        found = row(mode, image, process={})
         for name, run in calls_of(names, mode, image).items():
             run()
             found['process'][name] = peak_resident(run)
-            found['tensors'][name] = peak_memory(run)
         yield found
 
 
@@ -353,25 +350,21 @@ KINDS = {
 }
 
 
-def kind(event: Optional[FunctionEvent]) -> str:
-    """All inside attention or the optimizer, else what the innermost says."""
-    found = 'other'
-    while event is not None:
-        for name, pattern in KINDS.items():
-            if re.match(pattern, event.name) and (
-                    found == 'other' or name in ('attention', 'optimizer')):
-                found = name
-        event = event.cpu_parent
-    return found
-
-
 def shares_of(run: Call) -> Dict[str, float]:
-    """Kinds of work over the CPU time of the calling thread."""
+    """Kinds of work over the CPU time of the calling thread.
+
+    All inside attention or the optimizer, else what the innermost says.
+    """
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as record:
         run()
     found = dict.fromkeys((*KINDS, 'other'), 0.)
     for event in record.events():
-        found[kind(event)] += event.self_cpu_time_total
+        kinds, time = [], event.self_cpu_time_total
+        while event is not None:
+            kinds += [k for k, x in KINDS.items() if re.match(x, event.name)]
+            event = event.cpu_parent
+        whole = [k for k in kinds if k in ('attention', 'optimizer')]
+        found[(whole or kinds or ['other'])[0]] += time
     return {name: x / sum(found.values()) for name, x in found.items()}
 
 

@@ -1,5 +1,6 @@
 """From a config to a runner, on whatever device is there."""
 import gc
+import logging
 import os
 import sys
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
@@ -175,17 +176,19 @@ def run_tool(main: Callable[[], Any]) -> None:
     Args:
         main (callable): Takes nothing.
     """
+    # A full disk would print a traceback for each line of the log.
+    logging.raiseExceptions = False
     try:
         main()
         _leave_group()
-    except (UserError, FileNotFoundError) as error:
-        sys.exit(f'error: {" ".join(str(error).split())}')
     except KeyboardInterrupt:
         sys.exit('interrupted')
     except BrokenPipeError:
         # Whoever read the output, such as `head`, has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (UserError, OSError) as error:
+        sys.exit(f'error: {" ".join(str(error).split())}')
 
 
 def _leave_group() -> None:

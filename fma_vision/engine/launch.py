@@ -82,6 +82,12 @@ def build_runner(cfg: Config) -> Any:
     from mmengine.registry import RUNNERS
 
     from .runner import ConsoleRunner
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        raise UserError(
+            'runner_type FlexibleRunner (and FSDPStrategy with it) is refused: '
+            'it builds the model only after these tools have to check it; '
+            'allowed is Runner, the default, in several processes by '
+            'tools/dist_train.sh')
     if cfg.launcher == 'pytorch' and on_cpu():
         # The host's own start-up asks for a CUDA device.
         import torch.distributed as dist

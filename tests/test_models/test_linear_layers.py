@@ -64,15 +64,11 @@ def test_lora_trains_and_merges(name):
 
 
 # --------------------------------------------------------- several processes
-SHARDED = ('backbone conv', 'language hierarchical', 'language untied',
-           'language fastformer')
-
-
 def _shard() -> None:
     """One of two processes; each reads the same batch."""
     from torch.distributed.fsdp import fully_shard
     mesh = dist.device_mesh.init_device_mesh('cpu', (2, ))
-    for name in SHARDED:
+    for name in NETWORKS:
         net, inputs = NETWORKS[name]()
         expected = joined(net(inputs))
         expected.square().mean().backward()

@@ -7,8 +7,9 @@ from typing import Dict, List
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 from networks import backbone, classifier, joined, language_model
-from processes import in_two_processes, need_fully_shard
+from processes import in_two_processes
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -71,12 +72,13 @@ def check(case: str, wrap: callable) -> None:
             value = value / 2
         elif isinstance(value, dist.tensor.DTensor):
             value = value.full_tensor()
+        where = f'{case}, {wrap.__name__}, {name}'
         torch.testing.assert_close(
             value,
             expected[name],
             rtol=1e-4,
             atol=1e-5,
-            msg=lambda text: f'{case}, {name}: {text}')
+            msg=lambda text, where=where: f'{where}: {text}')
 
 
 def _shard(net: nn.Module) -> nn.Module:
@@ -88,18 +90,16 @@ def _shard(net: nn.Module) -> nn.Module:
     return fully_shard(net, mesh=mesh)
 
 
-def _all_cases(wrap: callable) -> None:
+def _all_cases() -> None:
+    wraps = [DistributedDataParallel]
+    if hasattr(torch.distributed.fsdp, 'fully_shard'):  # from torch 2.6 on
+        wraps.append(_shard)
     for case in CASES:
-        check(case, wrap)
+        for wrap in wraps:
+            check(case, wrap)
 
 
 @pytest.mark.slow
-def test_data_parallel(tmp_path: Path) -> None:
-    """Without a search for unused parameters: there are none."""
-    in_two_processes(_all_cases, tmp_path, DistributedDataParallel)
-
-
-@pytest.mark.slow
-def test_sharded_blocks(tmp_path: Path) -> None:
-    need_fully_shard()
-    in_two_processes(_all_cases, tmp_path, _shard)
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Data parallel without a search for unused parameters, and sharded."""
+    in_two_processes(_all_cases, tmp_path)

@@ -84,7 +84,7 @@ def build_runner(cfg: Config) -> Any:
     from .runner import ConsoleRunner
     if cfg.get('runner_type') == 'FlexibleRunner':
         raise UserError(
-            'runner_type FlexibleRunner (and FSDPStrategy with it) is refused: '
+            'runner_type FlexibleRunner (with it FSDPStrategy) is refused: '
             'it builds the model only after these tools have to check it; '
             'allowed is Runner, the default, in several processes by '
             'tools/dist_train.sh')

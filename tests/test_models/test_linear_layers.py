@@ -42,6 +42,25 @@ def test_losses_call_an_untied_head():
     assert len(calls) == 2
 
 
+@torch.inference_mode()
+def test_steps_call_every_linear_layer():
+    """Hooks, and a forward that others replaced as accelerate does."""
+    net, tokens = NETWORKS['language hierarchical']()
+    net.eval()
+    state, called = net.init_state(len(tokens)), set()
+    for key, module in _linears(net).items():
+
+        def forward(x, key=key, forward=module.forward):
+            called.add(key)
+            return forward(x)
+
+        module.forward = forward
+    for token in tokens.T[:3]:
+        called.clear()
+        _, state = net.step(token, state)
+        assert called == set(_linears(net))
+
+
 @pytest.mark.parametrize('name', NETWORKS)
 def test_lora_trains_and_merges(name):
     peft = pytest.importorskip('peft')

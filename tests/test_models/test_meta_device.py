@@ -10,6 +10,7 @@ from networks import NETWORKS, backbone, joined
 import fma_vision  # noqa: F401  registers the timm models
 from fma_vision.layers import AbsolutePosition
 
+PLAIN = dict(type='FMAttention2D', cell_size=2)
 ABSOLUTE = dict(type='AbsolutePosition', size=(5, 5))
 OPTIONS = {
     'learned positions': dict(position=ABSOLUTE),
@@ -28,9 +29,7 @@ SLOPE = dict(
 BUILDERS = {
     **NETWORKS,
     **{
-        name:
-        lambda options=options: backbone(
-            dict(type='FMAttention2D', cell_size=2), **options)
+        name: lambda options=options: backbone(PLAIN, **options)
         for name, options in OPTIONS.items()
     },
     'slope and dropout':

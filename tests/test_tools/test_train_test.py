@@ -208,7 +208,7 @@ class TestTrain:
                   'pytorch')
 
     def test_sharding_strategy_is_refused(self, tools, trained) -> None:
-        with pytest.raises(UserError, match='FSDPStrategy .* is refused'):
+        with pytest.raises(UserError, match='FSDPStrategy.* is refused'):
             train(tools, trained.seg, '--cfg-options',
                   'runner_type=FlexibleRunner', 'strategy.type=FSDPStrategy')
 

@@ -10,6 +10,7 @@ from timm.models import (build_model_with_cfg, generate_default_cfgs,
                          register_model)
 from timm.models._features import feature_take_indices
 
+from .layers.checks import check_rates, typed
 from .models.backbones import FMATransformer
 
 
@@ -31,6 +32,7 @@ class FMAClassifier(nn.Module):
 
     output_fmt = 'NHWC'
 
+    @typed
     def __init__(self,
                  arch: Union[str, dict] = 'tiny',
                  num_classes: int = 1000,
@@ -43,6 +45,7 @@ class FMAClassifier(nn.Module):
         if kwargs.get('mask_padding'):
             raise ValueError('mask_padding=True is for FMATransformer in an '
                              "OpenMMLab model; timm's images are not padded")
+        check_rates(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate)
         self.backbone = FMATransformer(
             arch, in_channels=in_chans, drop_rate=proj_drop_rate, **kwargs)
         self.num_classes = num_classes

@@ -1,5 +1,6 @@
 """Train any model of this project: classes, masks or text."""
 import argparse
+import errno
 import os
 import sys
 import time
@@ -95,6 +96,52 @@ def set_time_limit(cfg, deadline: float) -> None:
     ]
 
 
+def set_resume(cfg, checkpoint: str) -> None:
+    """Let the training go on from a checkpoint, with its seed.
+
+    Args:
+        cfg (Config): Changed in place.
+        checkpoint (str): A file, or 'auto' for the latest of the work folder.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    from fma_vision.engine import latest_checkpoint, read_checkpoint
+    if checkpoint == 'auto':
+        checkpoint = latest_checkpoint(cfg.work_dir)
+    # None lets the runner say that there is nothing to go on from.
+    cfg.resume, cfg.load_from = True, checkpoint and str(checkpoint)
+    if checkpoint is None or '://' in cfg.load_from:
+        return
+    # The runner reads it again, but after the order of the data is set.
+    seed = (read_checkpoint(cfg.load_from).get('meta') or {}).get('seed')
+    if seed is not None:
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
+
+
+def train_to_the_end(runner) -> None:
+    """Train; where a full disk ends it, say what is left.
+
+    Args:
+        runner (mmengine.runner.Runner): Has not run yet.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    from fma_vision.engine import UserError, latest_checkpoint
+    try:
+        runner.train()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        last = latest_checkpoint(runner.work_dir)
+        rest = f'the last good checkpoint is {last}' if last else \
+            'there is no checkpoint yet'
+        raise UserError(f'nothing more can be saved in {runner.work_dir} '
+                        f'({error.strerror}); {rest}: make room, then go on '
+                        'with --resume') from error
+
+
 def train(args: argparse.Namespace):
     """Build the runner of the options and train.
 
@@ -114,10 +161,10 @@ def train(args: argparse.Namespace):
     set_work_dir(cfg, args.config, args.work_dir, args.base)
     if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
         raise UserError(f'{args.config} has no train_dataloader or train_cfg')
-    if args.resume is not None:
-        cfg.resume = True
-        # None lets the runner look for the latest one in the work folder.
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    resume = args.resume or cfg.get('resume') and (cfg.get('load_from')
+                                                   or 'auto')
+    if resume:
+        set_resume(cfg, resume)
     if cfg.get('load_from') and '://' not in cfg.load_from and \
             not os.path.isfile(cfg.load_from):
         raise UserError(f'no checkpoint file {cfg.load_from}')
@@ -136,7 +183,7 @@ def train(args: argparse.Namespace):
     runner = build_runner(cfg)
     check_data(runner, 'train', samples=args.check_data)
     with explaining_labels():
-        runner.train()
+        train_to_the_end(runner)
     return runner
 
 

@@ -25,7 +25,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 import collect
 from protocol import FILES, Run, read
 
-from fma_vision.engine import UserError, load_config, run_tool
+from fma_vision.engine import (UserError, latest_checkpoint, load_config,
+                               run_tool)
 from fma_vision.engine.arguments import add_device, positive_number
 from fma_vision.engine.environment import collect_environment
 from fma_vision.engine.files import write_json
@@ -57,13 +58,7 @@ class Place:
     @property
     def checkpoint(self) -> Optional[Path]:
         """The last checkpoint, wherever the folder has moved."""
-        note = self.folder / 'last_checkpoint'
-        if not note.is_file():
-            return None
-        # The note names the place on the machine that wrote it.
-        text = note.read_text(errors='replace')
-        path = self.folder / Path(text.strip()).name
-        return path if path.is_file() else None
+        return latest_checkpoint(self.folder)
 
     @property
     def trained(self) -> bool:

@@ -8,6 +8,8 @@ env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'))
+# A resumed run draws what a whole one draws.
+default_hooks = dict(seeds=dict(type='fma_vision.SeedHook'))
 log_level = 'INFO'
 load_from = None
 resume = False

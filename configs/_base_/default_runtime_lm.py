@@ -1,11 +1,6 @@
 _base_ = './default_runtime.py'
 
 default_scope = 'mmengine'
-custom_imports = dict(imports=[
-    'fma_vision.models', 'fma_vision.datasets', 'fma_vision.engine.hooks'
-])
-# Dropout and hidden tokens of a resumed run are those of a whole one.
-custom_hooks = [dict(type='fma_vision.IterationSeedHook')]
 
 # Language modelling counts iterations.
 log_processor = dict(by_epoch=False)
@@ -14,7 +9,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='fma_vision.SafeCheckpointHook',
         by_epoch=False,
         interval=1000,
         max_keep_ckpts=2,

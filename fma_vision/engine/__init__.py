@@ -1,6 +1,6 @@
 """What the command-line tools share: configs, checks and the runner."""
-from .checkpoint import (check_checkpoint, check_weights, read_checkpoint,
-                         select_state_dict)
+from .checkpoint import (check_checkpoint, check_weights, latest_checkpoint,
+                         read_checkpoint, select_state_dict)
 from .classes import check_classes, check_vocabulary, find_head
 from .config import (UserError, building, check_data_roots, drop_averaging,
                      drop_validation, load_config, set_work_dir)
@@ -11,6 +11,7 @@ __all__ = [
     'UserError', 'build_runner', 'building', 'check_checkpoint',
     'check_classes', 'check_data', 'check_data_roots', 'check_vocabulary',
     'check_weights', 'drop_averaging', 'drop_validation', 'find_head',
-    'load_config', 'prepare', 'read_checkpoint', 'run_tool', 'select_device',
-    'select_state_dict', 'set_work_dir', 'trained_runner'
+    'latest_checkpoint', 'load_config', 'prepare', 'read_checkpoint',
+    'run_tool', 'select_device', 'select_state_dict', 'set_work_dir',
+    'trained_runner'
 ]

@@ -4,7 +4,7 @@ import re
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 
 import numpy as np
 import torch
@@ -118,6 +118,29 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> Any:
     raise UserError(f'checkpoint {path} is refused: it holds code besides '
                     f'weights{what}; of a file you trust, save the '
                     'state_dict alone')
+
+
+def latest_checkpoint(work_dir: Union[str, Path]) -> Optional[Path]:
+    """What a resumed training goes on from, wherever the folder has moved.
+
+    Args:
+        work_dir: Of the training.
+
+    Returns:
+        The file that ``last_checkpoint`` names; the newest one if a run died
+        while writing that note; None if there is none.
+    """
+    folder = Path(work_dir)
+    note = folder / 'last_checkpoint'
+    if note.is_file():
+        # The note names the place on the machine that wrote it.
+        named = Path(note.read_text(errors='replace').strip())
+        for path in (folder / named.name, named):
+            if path.is_file():
+                return path
+    # A best checkpoint has no optimizer.
+    found = [*folder.glob('iter_*.pth'), *folder.glob('epoch_*.pth')]
+    return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
 def use_safe_reader() -> None:

@@ -1,5 +1,6 @@
 """From a config to a runner, on whatever device is there."""
 import gc
+import logging
 import os
 import sys
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
@@ -84,6 +85,12 @@ def build_runner(cfg: Config) -> Any:
     from mmengine.registry import RUNNERS
 
     from .runner import ConsoleRunner
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        raise UserError(
+            'runner_type FlexibleRunner (with it FSDPStrategy) is refused: '
+            'it builds the model only after these tools have to check it; '
+            'allowed is Runner, the default, in several processes by '
+            'tools/dist_train.sh')
     if cfg.launcher == 'pytorch' and on_cpu():
         # The host's own start-up asks for a CUDA device.
         import torch.distributed as dist
@@ -203,17 +210,19 @@ def run_tool(main: Callable[[], Any]) -> None:
         main (callable): Takes nothing.
     """
     print_any_name()
+    # A full disk would print a traceback for each line of the log.
+    logging.raiseExceptions = False
     try:
         main()
         _leave_group()
-    except (UserError, FileNotFoundError) as error:
-        sys.exit(f'error: {" ".join(str(error).split())}')
     except KeyboardInterrupt:
         sys.exit('interrupted')
     except BrokenPipeError:
         # Whoever read the output, such as `head`, has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (UserError, OSError) as error:
+        sys.exit(f'error: {" ".join(str(error).split())}')
 
 
 def _leave_group() -> None:

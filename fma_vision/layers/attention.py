@@ -7,6 +7,7 @@ import torch.nn as nn
 
 from fma_kernels import Hierarchy, fma1d, fma2d
 
+from .checks import check_rates, typed
 from .common import check_tokens, drop_masked, head_dim_of
 from .positions import angle_dtype, check_rotary, rotate
 from .relative_bias import RelativeBias
@@ -19,6 +20,7 @@ class _FMAttention(nn.Module):
     ndim: int
     default_rotary_base: float
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,
@@ -42,8 +44,7 @@ class _FMAttention(nn.Module):
         self.head_dim = head_dim_of(dim, num_heads)
         # The geometry's own checks, on the smallest grid.
         Hierarchy((1, ) * self.ndim, cell_size, num_levels, rank)
-        if not 0 <= attn_drop < 1:
-            raise ValueError(f'attn_drop must be in [0, 1), got {attn_drop}')
+        check_rates(attn_drop=attn_drop, proj_drop=proj_drop)
         if pool_queries != 'learned' and not isinstance(pool_queries, bool):
             raise ValueError("pool_queries must be False, True or 'learned', "
                              f'got {pool_queries!r}')
@@ -340,6 +341,7 @@ class FMAttention1D(_FMAttention):
     ndim = 1
     default_rotary_base = 10000.
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,

@@ -1,6 +1,7 @@
 """Argument checks, masking and names shared by layers and models."""
 
-from typing import Optional, Set, Tuple
+from contextlib import nullcontext
+from typing import ContextManager, Optional, Set, Tuple
 
 import torch
 import torch.nn as nn
@@ -55,6 +56,14 @@ def drop_masked(x: torch.Tensor,
         raise ValueError(f'key_mask must be bool {tuple(x.shape[:-1])}, got '
                          f'{key_mask.dtype} {tuple(key_mask.shape)}')
     return x.masked_fill(~key_mask.unsqueeze(-1), 0)
+
+
+def without_autocast(device: torch.device) -> ContextManager:
+    """The context in which no product is rounded to half precision."""
+    # The meta device knows no autocast, not even how to turn it off.
+    if device.type == 'meta':
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def undecayed_parameters(model: nn.Module) -> Set[str]:

@@ -8,6 +8,7 @@ from timm.layers import resample_abs_pos_embed_nhwc, trunc_normal_
 
 from fma_kernels.autograd import CoreOp
 
+from .checks import typed
 from .depthwise import DepthwiseConv2d
 
 
@@ -164,6 +165,7 @@ class ConditionalPosition(nn.Module):
         kernel_size (int): Odd side of the kernel. Defaults to 3.
     """
 
+    @typed
     def __init__(self, dim: int, kernel_size: int = 3) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -196,11 +198,11 @@ class AbsolutePosition(nn.Module):
     # In the stem of a backbone, not in each block.
     in_stem = True
 
-    def __init__(self, dim: int, size: Union[int, Sequence[int]]) -> None:
+    @typed
+    def __init__(self, dim: int, size: Union[int, Tuple[int, int]]) -> None:
         super().__init__()
         sides = (size, size) if isinstance(size, int) else size
-        if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(
-                isinstance(side, int) and side > 0 for side in sides):
+        if min(sides) < 1:
             raise ValueError('size must be a positive int or (height, width) '
                              f'of these, got {size!r}')
         # The name that hosts spare from weight decay for Swin.

@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table_simple
 
+from .checks import typed
 from .positions import resize_loaded
 
 # Far cells are up to 3 away; at the top, where more are, offsets are clamped.
@@ -58,6 +59,7 @@ class RelativeBias(nn.Module):
     # As for learned summaries.
     default_levels = {1: 8, 2: 4}
 
+    @typed
     def __init__(self,
                  ndim: int,
                  num_heads: int,
@@ -67,7 +69,7 @@ class RelativeBias(nn.Module):
                  num_levels: Optional[int] = None,
                  slope: float = 0.) -> None:
         super().__init__()
-        if not isinstance(slope, (int, float)) or not 0 <= slope < math.inf:
+        if not 0 <= slope < math.inf:
             raise ValueError('slope must be finite and at least 0, got '
                              f'{slope!r}')
         sets = self.default_levels[ndim] if max_levels is None else max_levels

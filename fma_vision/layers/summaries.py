@@ -18,6 +18,8 @@ import torch.nn as nn
 from fma_kernels import Hierarchy
 from fma_kernels.summaries import average_summaries, join, learned_summaries
 
+from .checks import typed
+
 
 class AverageSummaries(nn.Module):
     """Mean over the real tokens of each sub-cell; nothing to learn.
@@ -30,6 +32,7 @@ class AverageSummaries(nn.Module):
     learned = False
     level_limit = None
 
+    @typed
     def __init__(self,
                  ndim: int,
                  cell_size: int,
@@ -62,6 +65,7 @@ class _LearnedSummaries(nn.Module):
     default_levels = {1: 8, 2: 4}
     least_levels = 1
 
+    @typed
     def __init__(self,
                  ndim: int,
                  cell_size: int,
@@ -118,6 +122,7 @@ class _LearnedSummaries(nn.Module):
 class _DirectSummaries(_LearnedSummaries):
     """Every level straight from the tokens, with weights of its own."""
 
+    @typed
     def __init__(self,
                  ndim: int,
                  cell_size: int,
@@ -221,6 +226,7 @@ class HierarchicalSummaries(_LearnedSummaries):
     least_levels = 2
     level_limit = None
 
+    @typed
     def __init__(self,
                  ndim: int,
                  cell_size: int,

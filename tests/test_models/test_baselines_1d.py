@@ -333,7 +333,7 @@ def test_fmmformer_full_band_is_full_attention():
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(band=-1), 'band must be an int of at least 0, got -1'),
-    (dict(band=2.5), 'band must be an int of at least 0, got 2.5'),
+    (dict(band=2.5), 'band must be an int, got 2.5'),
     (dict(feature_maps=0), r'feature_maps must be in \[1, 3\], got 0'),
     (dict(feature_maps=4), r'feature_maps must be in \[1, 3\], got 4'),
     (dict(positions='sine'), "positions must be None or 'rotary'"),
@@ -341,7 +341,7 @@ def test_fmmformer_full_band_is_full_attention():
     (dict(attn_drop=1.), r'attn_drop must be in \[0, 1\), got 1.0'),
 ])
 def test_fmmformer_refuses(kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         FMMformerAttention1D(**{**dict(dim=DIM, num_heads=HEADS), **kwargs})
 
 
@@ -362,7 +362,7 @@ def test_long_short_without_landmarks_left_is_a_window():
     (dict(type='LongShortAttention1D',
           rank=0), 'rank must be an int of at least 1, got 0'),
     (dict(type='LongShortAttention1D',
-          segment=True), 'segment must be an int of at least 1, got True'),
+          segment=True), 'segment must be an int, got True'),
     (dict(type='LongShortAttention1D',
           positions='learned'), "positions must be None or 'rotary'"),
     (dict(type='Fastformer', causal=True), 'causal must be False, got True'),
@@ -370,7 +370,7 @@ def test_long_short_without_landmarks_left_is_a_window():
           positions='rotary'), "positions must be None, got 'rotary'"),
 ])
 def test_others_refuse(cfg, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         build_attention(cfg, DIM, HEADS)
 
 

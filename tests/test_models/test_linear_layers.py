@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from networks import NETWORKS, joined
+from processes import in_two_processes, need_fully_shard
 from torch import nn
 
 
@@ -41,6 +42,25 @@ def test_losses_call_an_untied_head():
     assert len(calls) == 2
 
 
+@torch.inference_mode()
+def test_steps_call_every_linear_layer():
+    """Hooks, and a forward that others replaced as accelerate does."""
+    net, tokens = NETWORKS['language hierarchical']()
+    net.eval()
+    state, called = net.init_state(len(tokens)), set()
+    for key, module in _linears(net).items():
+
+        def forward(x, key=key, forward=module.forward):
+            called.add(key)
+            return forward(x)
+
+        module.forward = forward
+    for token in tokens.T[:3]:
+        called.clear()
+        _, state = net.step(token, state)
+        assert called == set(_linears(net))
+
+
 @pytest.mark.parametrize('name', NETWORKS)
 def test_lora_trains_and_merges(name):
     peft = pytest.importorskip('peft')
@@ -63,18 +83,11 @@ def test_lora_trains_and_merges(name):
 
 
 # --------------------------------------------------------- several processes
-SHARDED = ('backbone conv', 'language hierarchical', 'language untied',
-           'language fastformer')
-
-
-def _shard(rank: int, meeting: str) -> None:
+def _shard() -> None:
     """One of two processes; each reads the same batch."""
     from torch.distributed.fsdp import fully_shard
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', init_method=meeting, rank=rank, world_size=2)
     mesh = dist.device_mesh.init_device_mesh('cpu', (2, ))
-    for name in SHARDED:
+    for name in NETWORKS:
         net, inputs = NETWORKS[name]()
         expected = joined(net(inputs))
         expected.square().mean().backward()
@@ -90,15 +103,9 @@ def _shard(rank: int, meeting: str) -> None:
             if isinstance(grad, dist.tensor.DTensor):
                 grad = grad.full_tensor()
             torch.testing.assert_close(grad, grads[key], rtol=1e-3, atol=1e-4)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_every_linear_layer_may_be_sharded(tmp_path: Path) -> None:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip('two processes need gloo')
-    fsdp = pytest.importorskip('torch.distributed.fsdp')
-    if not hasattr(fsdp, 'fully_shard'):
-        pytest.skip('fully_shard came with torch 2.6')
-    meeting = (tmp_path / 'meeting').as_uri()
-    torch.multiprocessing.spawn(_shard, (meeting, ), nprocs=2)
+    need_fully_shard()
+    in_two_processes(_shard, tmp_path)

@@ -178,6 +178,25 @@ def test_folder_goes_on_after_broken_files(run, photos, tmp_path):
                   for p in (tmp_path / 'out').iterdir()) == ['a.png', 'b.png']
 
 
+@pytest.mark.parametrize('suffix', ['.jpg', '.png'])
+def test_every_damaged_file_is_named(suffix, run, photos, tmp_path):
+    """The good ones, first, in between and last, are done."""
+    folder = tmp_path / 'many'
+    folder.mkdir()
+    with Image.open(photos / 'a.png') as image:
+        image.save(tmp_path / f'good{suffix}')
+    good = (tmp_path / f'good{suffix}').read_bytes()
+    noise = np.random.default_rng(0).bytes(len(good))
+    damaged = (b'', good[:10], good[:len(good) // 2], b'no image',
+               good[:40] + noise[40:])
+    for i, data in enumerate((good, *damaged[:3], good, *damaged[3:], good)):
+        (folder / f'{i}{suffix}').write_bytes(data)
+    status, out, err = run(folder, '--out', tmp_path / 'out')
+    assert status == 1 and out[-1] == '3 of 8 images done'
+    names = [Path(line.split(': ')[1]).stem for line in err]
+    assert names == ['1', '2', '3', '5', '6']
+
+
 def test_glob(run, photos, tmp_path):
     status, out, _ = run(photos / '[ab].*', '--out', tmp_path / 'out')
     assert status == 0 and out[-1] == '2 of 2 images done'

@@ -207,6 +207,11 @@ class TestTrain:
             train(tools, trained.seg, '--time-limit', '1', '--launcher',
                   'pytorch')
 
+    def test_sharding_strategy_is_refused(self, tools, trained) -> None:
+        with pytest.raises(UserError, match='FSDPStrategy.* is refused'):
+            train(tools, trained.seg, '--cfg-options',
+                  'runner_type=FlexibleRunner', 'strategy.type=FSDPStrategy')
+
     def test_amp_on_cpu(self, tools, trained, tmp_path) -> None:
         """bfloat16 inside the model, float32 weights and a finite loss."""
         import fma_vision.models.backbones.fma_transformer as module

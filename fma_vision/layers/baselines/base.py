@@ -5,6 +5,7 @@ from typing import Optional, Tuple
 import torch
 import torch.nn as nn
 
+from ..checks import check_rates, typed
 from ..common import head_dim_of
 from ..positions import angle_dtype, check_rotary, rotate
 
@@ -26,6 +27,7 @@ class ProjectedAttention(nn.Module):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,
@@ -33,8 +35,7 @@ class ProjectedAttention(nn.Module):
                  attn_drop: float = 0.,
                  proj_drop: float = 0.) -> None:
         super().__init__()
-        if not 0 <= attn_drop < 1:
-            raise ValueError(f'attn_drop must be in [0, 1), got {attn_drop}')
+        check_rates(attn_drop=attn_drop, proj_drop=proj_drop)
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = head_dim_of(dim, num_heads)
@@ -75,6 +76,7 @@ class MapAttention(ProjectedAttention):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,
@@ -111,6 +113,7 @@ class SequenceAttention(ProjectedAttention):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,
@@ -158,12 +161,12 @@ def _check_positions(positions: Optional[str], head_dim: int, base: float,
 
 
 def check_at_least(name: str, value: int, least: int) -> int:
-    """Return ``value`` if it is an int of at least ``least``.
+    """Return ``value`` if it is at least ``least``.
 
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if value < least:
         raise ValueError(f'{name} must be an int of at least {least}, got '
-                         f'{value!r}')
+                         f'{value}')
     return value

@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..checks import typed
 from ..common import check_tokens, drop_masked
 from .base import SequenceAttention
 
@@ -54,6 +55,7 @@ class Fastformer(SequenceAttention):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,

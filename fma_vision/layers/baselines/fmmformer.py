@@ -13,6 +13,7 @@ from typing import Any, Optional
 import torch
 import torch.nn as nn
 
+from ..checks import typed
 from ..common import check_tokens, drop_masked
 from .band import band_pairs, banded_attention
 from .base import ProjectedAttention, SequenceAttention, check_at_least
@@ -74,6 +75,7 @@ class FMMformerAttention1D(SequenceAttention):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,
@@ -148,6 +150,7 @@ class FMMformerAttention2D(ProjectedAttention):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,

@@ -5,7 +5,8 @@ from typing import Optional, Tuple, Union
 import torch
 import torch.nn as nn
 
-from ..common import check_tokens, drop_masked, head_dim_of
+from ..checks import check_rates, typed
+from ..common import check_tokens, drop_masked, head_dim_of, without_autocast
 from .base import check_at_least
 
 
@@ -60,6 +61,7 @@ class GlobalFilter(nn.Module):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,
@@ -68,9 +70,8 @@ class GlobalFilter(nn.Module):
                  proj_drop: float = 0.) -> None:
         super().__init__()
         head_dim_of(dim, num_heads)
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        if len(size) != 2:
-            raise ValueError(f'size must be one or two numbers, got {size}')
+        check_rates(proj_drop=proj_drop)
+        size = (size, size) if isinstance(size, int) else size
         self.dim = dim
         self.num_heads = num_heads
         self.size = tuple(check_at_least('size', s, 1) for s in size)
@@ -120,7 +121,7 @@ class GlobalFilter(nn.Module):
         dtype = x.dtype
         x = drop_masked(x, key_mask)
         # Transforms know no bfloat16.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = x.to(torch.promote_types(dtype, torch.float32))
             x = torch.fft.rfft2(x, dim=(1, 2), norm='ortho')
             x = x * self.filter_for(*grid)

@@ -9,6 +9,8 @@ from typing import Callable, NamedTuple, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
+from ..common import without_autocast
+
 # Positive, so that the weights of a query are a distribution.
 FEATURE_MAPS = (
     lambda x: F.elu(x) + 1,
@@ -76,7 +78,7 @@ def linear_attention(
     dtype = value.dtype
     wide = torch.promote_types(dtype, torch.float32)
     # Sums over many tokens lose too much in half precision.
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         query, key, value = (x.to(wide) for x in (query, key, value))
         query, key = (
             torch.stack([phi(x) for phi in FEATURE_MAPS[:maps]])

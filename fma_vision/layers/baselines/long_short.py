@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..checks import typed
 from ..common import check_tokens, drop_masked
 from .band import halo
 from .base import ProjectedAttention, SequenceAttention, check_at_least
@@ -134,6 +135,7 @@ class LongShortAttention1D(SequenceAttention):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,
@@ -250,6 +252,7 @@ class LongShortAttention(ProjectedAttention):
 
     mask_is_border = True
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,

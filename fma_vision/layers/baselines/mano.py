@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..checks import typed
 from ..common import check_tokens, drop_masked
 from .base import check_at_least
 from .window import WindowAttention
@@ -45,6 +46,7 @@ class MANOAttention(nn.Module):
 
     uses_block_index = True
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,

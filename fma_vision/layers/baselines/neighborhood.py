@@ -5,6 +5,7 @@ from typing import List, Optional
 import torch
 import torch.nn.functional as F
 
+from ..checks import typed
 from ..common import check_tokens, drop_masked
 from .base import ProjectedAttention
 
@@ -133,8 +134,7 @@ def check_kernel_size(kernel_size: int) -> int:
     Raises:
         ValueError: If it is not.
     """
-    if not isinstance(kernel_size, int) or kernel_size < 1 \
-            or kernel_size % 2 == 0:
+    if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError('kernel_size must be an odd and positive int, got '
                          f'{kernel_size!r}')
     return kernel_size
@@ -160,6 +160,7 @@ class NeighborhoodAttention(ProjectedAttention):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,

@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 
+from ..checks import typed
 from ..common import check_tokens, drop_masked
 from .base import MapAttention, check_at_least
 
@@ -37,6 +38,7 @@ class WindowAttention(MapAttention):
 
     uses_block_index = True
 
+    @typed
     def __init__(self,
                  dim: int,
                  num_heads: int,

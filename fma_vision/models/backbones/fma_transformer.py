@@ -8,9 +8,12 @@ from timm.layers import trunc_normal_
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...layers import ATTENTION_LAYERS
+from ...layers.checks import check_rates, check_type, typed
 from ...layers.common import undecayed_parameters
 from ...registry import MODELS, BaseModule
 from .blocks import PatchEmbed, Stage, fill_with_mean, shrink_mask
+
+_Attention = Union[str, type, dict]
 
 
 @MODELS.register_module()
@@ -93,23 +96,25 @@ class FMATransformer(BaseModule):
     no_decay_keys = ('summaries.delta', 'relative_position_bias_table',
                      'absolute_pos_embed', 'field_weights')
 
-    def __init__(self,
-                 arch: Union[str, dict] = 'tiny',
-                 in_channels: int = 3,
-                 patch_size: int = 4,
-                 attn: Union[dict, Sequence[dict]] = dict(
-                     type='FMAttention2D', cell_size=4),
-                 position: Optional[Union[str, dict]] = 'ConditionalPosition',
-                 mlp_ratio: float = 4.,
-                 qkv_bias: bool = True,
-                 drop_rate: float = 0.,
-                 drop_path_rate: float = 0.1,
-                 out_indices: Optional[Sequence[int]] = None,
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 mask_padding: bool = False,
-                 init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
+    @typed
+    def __init__(
+            self,
+            arch: Union[str, dict] = 'tiny',
+            in_channels: int = 3,
+            patch_size: int = 4,
+            attn: Union[_Attention, Sequence[_Attention]] = dict(
+                type='FMAttention2D', cell_size=4),
+            position: Optional[Union[str, dict]] = 'ConditionalPosition',
+            mlp_ratio: float = 4.,
+            qkv_bias: bool = True,
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.1,
+            out_indices: Optional[Union[int, Sequence[int]]] = None,
+            frozen_stages: int = -1,
+            norm_eval: bool = False,
+            with_cp: bool = False,
+            mask_padding: bool = False,
+            init_cfg: Optional[Union[dict, Sequence[dict]]] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         settings = self._settings(arch)
         self.depths: List[int] = settings['depths']
@@ -122,9 +127,7 @@ class FMATransformer(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.mask_padding = mask_padding
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError('drop_path_rate must be in [0, 1), got '
-                             f'{drop_path_rate}')
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         if patch_size < 1 or in_channels < 1:
             raise ValueError('patch_size and in_channels must be at least 1, '
                              f'got {patch_size} and {in_channels}')
@@ -178,11 +181,14 @@ class FMATransformer(BaseModule):
         elif not isinstance(arch, dict) or set(arch) != keys:
             raise ValueError('arch must be a name or a dict with exactly the '
                              f'keys {sorted(keys)}, got {arch!r}')
-        depths, heads = list(arch['depths']), list(arch['num_heads'])
-        dims = arch['embed_dims']
+        kinds = dict.fromkeys(keys, Sequence[int])
+        kinds['embed_dims'] = Union[int, Sequence[int]]
+        depths, heads, dims = (
+            check_type(f'arch: {key}', arch[key], kinds[key])
+            for key in ('depths', 'num_heads', 'embed_dims'))
         if isinstance(dims, int):
             dims = [dims * 2**i for i in range(len(depths))]
-        dims = list(dims)
+        depths, heads, dims = list(depths), list(heads), list(dims)
         if not len(depths) == len(heads) == len(dims) or not depths:
             raise ValueError('arch needs as many depths as num_heads and '
                              f'embed_dims, got {arch!r}')

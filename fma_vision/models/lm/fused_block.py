@@ -15,7 +15,7 @@ from .blocks import LMBlock
 def _plain(layer: nn.Module, kind: type) -> bool:
     """Whether it does what its class says, on the CPU, and nobody looks on."""
     if (type(layer) is not kind or layer._forward_hooks
-            or layer._forward_pre_hooks):
+            or layer._forward_pre_hooks or 'forward' in vars(layer)):
         return False
     for x in layer._parameters.values():
         if x is not None and not (x.dtype == torch.float32 and x.is_cpu

@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...layers.checks import typed
 from ...registry import MODELS
 from .masking import mask_by_content, mask_tokens
 
@@ -35,6 +36,7 @@ class FMALMHead(nn.Module):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  embed_dims: int,
                  vocab_size: int,

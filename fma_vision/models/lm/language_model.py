@@ -4,6 +4,7 @@ from typing import Any, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 
+from ...layers.checks import typed
 from ...registry import MODELS
 from .generation import Stop, generate, stream
 from .head import FMALMHead
@@ -26,6 +27,7 @@ class FMALanguageModel(TokenTransformer):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  vocab_size: int,
                  embed_dims: int = 256,

@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 from mmengine.model import BaseModel
 
+from ...layers.checks import typed
 from ...registry import MODELS
 
 Batch = Union[torch.Tensor, Sequence[torch.Tensor]]
@@ -25,9 +26,10 @@ class LanguageModelTask(BaseModel):
         init_cfg (dict, optional): As everywhere in OpenMMLab.
     """
 
+    @typed
     def __init__(self,
                  net: Union[dict, nn.Module],
-                 data_preprocessor: Optional[dict] = None,
+                 data_preprocessor: Optional[Union[dict, nn.Module]] = None,
                  eval_seed: int = 0,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(data_preprocessor, init_cfg)

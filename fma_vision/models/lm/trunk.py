@@ -1,6 +1,6 @@
 """Tokens to features: embedding, positions and blocks."""
 
-from typing import Any, Dict, Optional, Set, Union
+from typing import Any, Dict, Optional, Sequence, Set, Union
 
 import torch
 import torch.nn as nn
@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...layers import FMAttention1D
 from ...layers.build import resolve_attention
+from ...layers.checks import check_rates, typed
 from ...layers.common import drop_masked, undecayed_parameters
 from ...registry import BaseModule
 from .blocks import LMBlock
@@ -33,7 +34,7 @@ class TokenTransformer(BaseModule):
             ``'none'``.
         rotary_base (float): Base of the rotary angles.
         max_length (int, optional): Learned positions.
-        attn (dict | str, optional): Attention layer; see
+        attn (dict | str | type, optional): Attention layer; see
             :func:`~fma_vision.layers.build_attention`. What it sets wins
             over the arguments above; only ``FMAttention1D`` and its
             subclasses take ``cell_size``, ``rank``, ``summaries`` and
@@ -55,30 +56,33 @@ class TokenTransformer(BaseModule):
     no_decay_keys = ('summaries.delta', 'relative_position_bias_table',
                      'field_weights')
 
-    def __init__(self,
-                 vocab_size: int,
-                 embed_dims: int = 256,
-                 depth: int = 6,
-                 num_heads: int = 8,
-                 cell_size: int = 64,
-                 rank: int = 4,
-                 summaries: Union[str, dict] = 'hierarchical',
-                 num_levels: Optional[int] = None,
-                 causal: bool = True,
-                 positions: str = 'rotary',
-                 rotary_base: float = 10000.,
-                 max_length: Optional[int] = None,
-                 attn: Optional[Union[str, dict]] = None,
-                 mlp_ratio: float = 4.,
-                 qkv_bias: bool = True,
-                 drop_rate: float = 0.,
-                 attn_drop_rate: float = 0.,
-                 with_cp: bool = False,
-                 init_cfg: Optional[dict] = None) -> None:
+    @typed
+    def __init__(
+            self,
+            vocab_size: int,
+            embed_dims: int = 256,
+            depth: int = 6,
+            num_heads: int = 8,
+            cell_size: int = 64,
+            rank: int = 4,
+            summaries: Union[str, dict] = 'hierarchical',
+            num_levels: Optional[int] = None,
+            causal: bool = True,
+            positions: str = 'rotary',
+            rotary_base: float = 10000.,
+            max_length: Optional[int] = None,
+            attn: Optional[Union[str, type, dict]] = None,
+            mlp_ratio: float = 4.,
+            qkv_bias: bool = True,
+            drop_rate: float = 0.,
+            attn_drop_rate: float = 0.,
+            with_cp: bool = False,
+            init_cfg: Optional[Union[dict, Sequence[dict]]] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         if vocab_size < 1 or depth < 1:
             raise ValueError('vocab_size and depth must be at least 1, got '
                              f'{vocab_size} and {depth}')
+        check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate)
         if positions not in ('rotary', 'learned', 'none'):
             raise ValueError("positions must be 'rotary', 'learned' or "
                              f"'none', got {positions!r}")
@@ -96,7 +100,7 @@ class TokenTransformer(BaseModule):
             nn.Embedding(max_length, embed_dims)
             if positions == 'learned' else None)
         self.drop = nn.Dropout(drop_rate)
-        attn = dict(type=attn) if isinstance(attn, str) else attn or {}
+        attn = dict(type=attn) if isinstance(attn, (str, type)) else attn or {}
         attn = {'type': 'FMAttention1D', **attn}
         if issubclass(resolve_attention(attn['type']), FMAttention1D):
             own = dict(

@@ -5,6 +5,7 @@ from typing import Any, Optional
 import torch
 import torch.nn as nn
 
+from ...layers.checks import typed
 from ...registry import MODELS
 from ..lm.trunk import TokenTransformer
 from .head import PooledHead
@@ -30,6 +31,7 @@ class FMASequenceClassifier(TokenTransformer):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(self,
                  vocab_size: int,
                  num_classes: int,

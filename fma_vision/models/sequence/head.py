@@ -5,6 +5,7 @@ from typing import Optional
 import torch
 import torch.nn as nn
 
+from ...layers.checks import check_rates, typed
 from ...layers.common import drop_masked
 from ...registry import MODELS
 
@@ -24,6 +25,7 @@ class PooledHead(nn.Module):
         ValueError: If there is no class.
     """
 
+    @typed
     def __init__(self,
                  embed_dims: int,
                  num_classes: int,
@@ -33,6 +35,7 @@ class PooledHead(nn.Module):
         if num_classes < 1:
             raise ValueError('num_classes must be at least 1, got '
                              f'{num_classes}')
+        check_rates(drop_rate=drop_rate)
         hidden_dims = embed_dims if hidden_dims is None else hidden_dims
         self.num_classes = num_classes
         self.norm = nn.LayerNorm(embed_dims)

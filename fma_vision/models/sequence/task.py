@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 
+from ...layers.checks import typed
 from ...registry import MODELS
 
 
@@ -24,9 +25,10 @@ class SequenceClassifierTask(BaseModel):
         init_cfg (dict, optional): As everywhere in OpenMMLab.
     """
 
+    @typed
     def __init__(self,
                  net: Union[dict, nn.Module],
-                 data_preprocessor: Optional[dict] = None,
+                 data_preprocessor: Optional[Union[dict, nn.Module]] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(data_preprocessor, init_cfg)
         self.net = MODELS.build(net) if isinstance(net, dict) else net

@@ -9,8 +9,6 @@ What is compared runs in turns in one process; the JSON holds medians and
 quartiles. A step is timed as a run of a leaf cell's tokens, as a text is
 written, so that the step that ends a cell is in the mean. Nothing is timed
 before chunks and single steps have given the logits of the parallel form.
-``linear layers`` is what a step's products with the weights take alone, in
-the same turns: a floor that depends on the memory of the machine.
 """
 import argparse
 import math
@@ -22,7 +20,7 @@ from typing import Any, Dict, List, Optional
 
 import torch
 from backbones import under, variants
-from measure import Call, compare, parser, run_parts
+from measure import compare, parser, run_parts
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
@@ -125,20 +123,6 @@ class Reader:
             state_over_cache=self.state.nbytes / cache)
 
 
-def linear_layers(net: nn.Module) -> Call:
-    """A run of the products of a step, and nothing else."""
-    layers = [m for m in net.modules() if isinstance(m, nn.Linear)]
-    inputs = [torch.randn(1, layer.in_features) for layer in layers]
-
-    @torch.no_grad()
-    def run() -> None:
-        for _ in range(RUN):
-            for layer, x in zip(layers, inputs):
-                layer(x)
-
-    return run
-
-
 # ------------------------------------------------------------------- parts
 def streaming(args: argparse.Namespace) -> List[dict]:
     """Reading a text in chunks, then writing token by token."""
@@ -148,24 +132,19 @@ def streaming(args: argparse.Namespace) -> List[dict]:
         'averages': (drawn(summaries='avg', rank=1), lengths[1::2]),
         'full attention': (drawn(TWIN), lengths[:2])
     }
-    calls: Dict[Any, Call] = {}
+    calls: Dict[Any, Reader] = {}
     for name, (net, contexts) in subjects.items():
         print(name, 'differs from its parallel form by', check(net, name))
         net.prefill(random_tokens(net, 1024))  # the first call is slower
         for context in contexts:
             size = max(context // 64, 128) if args.quick else context
             calls[name, context] = Reader(net, size)
-    calls['linear layers'] = linear_layers(subjects['shipped'][0])
     samples = time_interleaved(
         calls, repeats=args.repeats, warmup=1, least_seconds=0)
-    rows = [
-        reader.row(key[0], samples[key]) for key, reader in calls.items()
-        if key != 'linear layers'
-    ]
-    floor = summarise([s / RUN for s in samples['linear layers']])
+    rows = [reader.row(key[0], samples[key]) for key, reader in calls.items()]
     for row in rows:
         row['parameters'] = count_parameters(subjects[row['model']][0])
-    return [*rows, dict(model='linear layers', seconds=dict(step=floor))]
+    return rows
 
 
 def precision(args: argparse.Namespace) -> List[dict]:

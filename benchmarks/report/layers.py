@@ -87,7 +87,6 @@ def streaming(results: Path) -> Optional[str]:
     rows = rows_of(found, 'streaming')
     if not rows:
         return None
-    *rows, floor = rows
     return page(found, [
         section(
             f'Four blocks of 256 channels ({rows[0]["parameters"] / 1e6:.1f} '
@@ -95,8 +94,7 @@ def streaming(results: Path) -> Optional[str]:
             'writing token by token, means of 64 steps. "shipped" are the '
             'weights of the demo (hierarchical summaries, rank 4), "averages" '
             'the same at rank 1, "full attention" keeps all keys and values, '
-            '100% of the cache. The linear layers of a step take '
-            f'{seconds(floor, "step") * 1e3:.2f} ms alone.', rows, {
+            '100% of the cache.', rows, {
                 'tokens read': fixed('context', 0),
                 'read, tokens/s': fixed('tokens_per_second', 0),
                 'peak MiB': lambda r: number(r['prefill_peak_bytes'] / 2**20),

@@ -3,22 +3,21 @@ from functools import partial
 from typing import Dict, Sequence, Tuple
 
 from case import Case, Op
+from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 
 def windows(tensors: Sequence[Tensor], side: int = 8) -> Tensor:
     """Attention inside windows that divide a map, without shift and bias."""
-    batch, height, width, heads, head_dim = tensors[0].shape
-    split = (batch, height // side, side, width // side, side)
-    # [B, rows, columns, heads, side, side, head_dim], then one image a window
+    sides, (height, width, heads) = (side, side), tensors[0].shape[1:4]
+    # [windows, heads, tokens, head_dim] of [B, H, W, heads, head_dim]
     parts = (
-        x.unflatten(2, split[3:]).unflatten(1, split[1:3]).permute(
-            0, 1, 3, 5, 2, 4, 6).reshape(-1, heads, side**2, head_dim)
-        for x in tensors)
-    out = scaled_dot_product_attention(*parts)
-    out = out.view(batch, split[1], split[3], heads, side, side, head_dim)
-    return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(tensors[0].shape)
+        window_partition(x.flatten(3), sides).flatten(1, 2).unflatten(
+            2, (heads, -1)).transpose(1, 2) for x in tensors)
+    out = scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+    out = window_reverse(out.unflatten(1, sides), sides, height, width)
+    return out.unflatten(3, (heads, -1))
 
 
 def natten(case: Case, own: Dict[str, tuple]) -> Tuple[Op, Sequence[Tensor]]:

@@ -71,6 +71,7 @@ def test_parts_and_tables(module, tables, tmp_path):
     first, *_ = found['inference']['rows']
     assert list(first['seconds']) == list(module.MODELS)
     for row in found['memory']['rows']:
+        assert set(row['process']) <= set(module.MODELS)
     pages = {name: tables.TABLES[name]() for name in TABLES}
     ratio = 1 / first['ratio']['Swin-T']
     assert '| 64 × 64, inference | ' in pages['backbones']

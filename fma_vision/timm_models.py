@@ -7,11 +7,22 @@ import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead
 from timm.models import (build_model_with_cfg, generate_default_cfgs,
-                         register_model)
+                         register_model, register_notrace_function,
+                         register_notrace_module)
 from timm.models._features import feature_take_indices
 
+from .layers import ATTENTION_LAYERS, AbsolutePosition
 from .layers.checks import check_rates, typed
+from .layers.depthwise import DepthwiseConv2d
 from .models.backbones import FMATransformer
+from .models.backbones.blocks import Mlp, PatchEmbed, PatchMerging
+from .models.backbones.fma_transformer import check_images
+
+# What asks for sizes or devices is one node where FX extracts features.
+register_notrace_function(check_images)
+for _module in (PatchEmbed, PatchMerging, Mlp, DepthwiseConv2d,
+                AbsolutePosition, *ATTENTION_LAYERS.values()):
+    register_notrace_module(_module)
 
 
 class FMAClassifier(nn.Module):

@@ -1,8 +1,9 @@
 """Parameters and multiply-adds of a model, with attention counted.
 
-PyTorch's counter sees nothing inside a custom op, nor inside fused attention
-on a CPU. Here both get formulas: dense attention from its shapes, Fast
-Multipole Attention from the pairs that its hierarchy visits.
+PyTorch's counter sees nothing inside fused attention on a CPU, and fvcore's
+nothing inside any fused attention: here it gets formulas from its shapes.
+Those of Fast Multipole Attention, from the pairs that its hierarchy visits,
+come with the ops (``fma_kernels.flops``).
 """
 
 import math
@@ -13,10 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from fma_kernels import Hierarchy
-
-# One multiply-add is two operations.
-FLOPS_PER_MAC = 2
+from fma_kernels.flops import FLOPS_PER_MAC
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,8 @@ class Complexity:
         parameters: Number of learned values.
         macs: Multiply-adds of matrix products, convolutions and attention.
         attention_macs: The part of ``macs`` in fused attention: query-key
-            and weight-value products, without projections.
+            and weight-value products and learned summaries, without
+            projections.
     """
     parameters: int
     macs: int
@@ -61,37 +60,8 @@ def _biased_attention(query: Sequence[int],
     return _dense_attention(query, key, value, *rest, **options)
 
 
-def _multipole_attention(packet: Any) -> Callable[..., int]:
-    """A formula for one of the package's ops, by its arguments' names."""
-    names = [argument.name for argument in packet.default._schema.arguments]
-
-    def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
-        given = {**dict(zip(names, args)), **kwargs}
-        pooled = 'query_summaries' in given
-        # [B, *grid, heads, head_dim], or [B, summaries, heads, head_dim]
-        asking = given['query_summaries' if pooled else 'query']
-        batch, *grid, heads, head_dim = asking.shape
-        hierarchy = Hierarchy(
-            tuple(given['grid'] if pooled else grid),
-            given['cell_size'],
-            num_levels=given.get('num_levels', 1),
-            rank=given['rank'],
-            causal=given.get('causal', False))
-        pairs = hierarchy.visited_pairs
-        if pooled:
-            pairs = hierarchy.pooled_pairs
-        elif 'num_levels' not in given:
-            pairs = hierarchy.near_pairs
-        forward = 2 * FLOPS_PER_MAC * pairs * head_dim * heads * batch
-        # Backward computes five products, the forward pass two.
-        return forward * 5 // 2 if 'grad_out' in names else forward
-
-    flops._get_raw = True  # tells the counter to pass values, not shapes
-    return flops
-
-
 def attention_formulas() -> Dict[Any, Callable[..., int]]:
-    """Formulas of the attention ops for :class:`FlopCounterMode`.
+    """Formulas of dense attention for :class:`FlopCounterMode`.
 
     Returns:
         A mapping for its argument ``custom_mapping``. Ops that already have
@@ -104,12 +74,6 @@ def attention_formulas() -> Dict[Any, Callable[..., int]]:
                            _biased_attention)):
         if hasattr(torch.ops.aten, name):
             formulas[getattr(torch.ops.aten, name)] = formula
-    for name in torch.ops.fma_kernels:
-        packet = getattr(torch.ops.fma_kernels, name)
-        arguments = {a.name for a in packet.default._schema.arguments}
-        asking = arguments & {'query', 'query_summaries'}
-        if asking and 'cell_size' in arguments:
-            formulas[packet] = _multipole_attention(packet)
     return {
         op: formula
         for op, formula in formulas.items() if op not in flop_registry
@@ -117,8 +81,36 @@ def attention_formulas() -> Dict[Any, Callable[..., int]]:
 
 
 def _is_attention(op: Any) -> bool:
-    name = str(op)
-    return 'attention' in name or name.startswith('fma_kernels')
+    return 'attention' in str(op) or str(op).startswith('fma_kernels')
+
+
+def fvcore_handles() -> Dict[str, Callable[[list, list], int]]:
+    """Formulas of attention for fvcore, which counts multiply-adds.
+
+    Returns:
+        Arguments of ``FlopCountAnalysis(...).set_op_handle(**handles)``.
+    """
+    formulas = {
+        str(op).replace('.', '::'): formula
+        for op, formula in flop_registry.items()
+        if str(op).startswith('fma_kernels.')
+    }
+    formulas['aten::scaled_dot_product_attention'] = _biased_attention
+
+    def handle(formula: Callable[..., int]) -> Callable[[list, list], int]:
+        return lambda inputs, _: formula(*map(_traced, inputs)
+                                         ) // FLOPS_PER_MAC
+
+    return {name: handle(formula) for name, formula in formulas.items()}
+
+
+def _traced(value: Any) -> Any:
+    """What a value of a trace says: the shape of a tensor, or a constant."""
+    if value.isCompleteTensor():
+        return value.type().sizes()
+    if value.node().kind() == 'prim::ListConstruct':
+        return [_traced(x) for x in value.node().inputs()]
+    return value.toIValue()
 
 
 def count_parameters(*modules: nn.Module) -> int:

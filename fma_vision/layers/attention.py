@@ -6,6 +6,10 @@ import torch
 import torch.nn as nn
 
 from fma_kernels import Hierarchy, fma1d, fma2d
+from fma_kernels.autograd import CoreOp
+from fma_kernels.flops import summary_macs
+from fma_kernels.ops import geometry_of
+from fma_kernels.pooling import constant, packed_size
 
 from .checks import check_rates, typed
 from .common import check_tokens, drop_masked, head_dim_of
@@ -108,11 +112,10 @@ class _FMAttention(nn.Module):
 
     def attention_macs(self, *grid: int) -> int:
         """Multiply-adds of one image outside the two linear layers."""
-        tree = self.hierarchy(*grid)
-        return tree.flops(
-            self.num_heads,
-            self.head_dim,
-            pool_queries=bool(self.pool_queries)) // 2
+        tree, sizes = self.hierarchy(*grid), (self.num_heads, self.head_dim)
+        macs = tree.flops(*sizes, pool_queries=bool(self.pool_queries)) // 2
+        return macs + sum(
+            summary_macs(x.form, tree, *sizes) for x in self._learned())
 
     def _attend(self, x: torch.Tensor, key_mask: Optional[torch.Tensor],
                 offset: Sequence[int]) -> torch.Tensor:
@@ -169,13 +172,16 @@ class _FMAttention(nn.Module):
             out = out if idle is None else out + idle
         return out
 
+    def _learned(self) -> List[nn.Module]:
+        """Pooling forms with weights."""
+        forms = self.key_summaries, self.value_summaries, self.query_summaries
+        return [x for x in forms if x is not None and x.learned]
+
     def _parts_by_level(self) -> List[nn.Module]:
         """What owns weights for each level."""
-        forms = self.key_summaries, self.value_summaries, self.query_summaries
-        learned = [x for x in forms if x is not None and x.learned]
         if self.relative_position_bias_table is None:
-            return learned
-        return [*learned, self.relative_position_bias_table]
+            return self._learned()
+        return [*self._learned(), self.relative_position_bias_table]
 
     # -------------------------------------------------------------- rotary
     def summary_positions(
@@ -197,22 +203,10 @@ class _FMAttention(nn.Module):
         Returns:
             list[Tensor]: For each axis, floating ``[M_total]``.
         """
-        # No tensor of one level alone: exporters take a size of 1 as fixed.
-        index = torch.arange(hierarchy.num_summaries, device=device)
-        found = [index.to(angle_dtype(device))] * self.ndim
-        for start, grid, width in zip(hierarchy.level_starts, hierarchy.grids,
-                                      hierarchy.widths):
-            side = width // self.rank
-            cell = (index - start) // hierarchy.num_parts
-            part = (index - start) % hierarchy.num_parts
-            for axis in reversed(range(self.ndim)):
-                at = cell % grid[axis] * self.rank + part % self.rank
-                cell, part = cell // grid[axis], part // self.rank
-                found[axis] = torch.where(index < start, found[axis],
-                                          at * side + (side - 1) / 2)
+        found = _centres(hierarchy, device)
         if offset is None:
-            return found
-        return [at + first for at, first in zip(found, offset)]
+            return list(found.unbind())
+        return [at + first for at, first in zip(found.unbind(), offset)]
 
     def _turned(self, query_key: torch.Tensor,
                 offset: Sequence[int]) -> Tuple[torch.Tensor, ...]:
@@ -227,7 +221,14 @@ class _FMAttention(nn.Module):
     def _turned_summaries(self, packed: torch.Tensor, hierarchy: Hierarchy,
                           offset: Sequence[int]) -> torch.Tensor:
         """``[B, M_total, heads, head_dim]``, rotated to the centres."""
-        centres = self.summary_positions(hierarchy, packed.device, offset)
+        h = hierarchy
+        if torch.compiler.is_compiling(
+        ) and not torch.onnx.is_in_onnx_export():
+            found = _opaque_centres(packed.detach(), h.shape, h.cell_size,
+                                    h.num_levels, h.rank)
+        else:
+            found = constant(lambda: _centres(h, packed.device))
+        centres = [at + first for at, first in zip(found.unbind(), offset)]
         return rotate(packed, centres, self.rotary_base)
 
     def extra_repr(self) -> str:
@@ -374,6 +375,34 @@ class FMAttention1D(_FMAttention):
             ValueError: If a shape or dtype does not fit.
         """
         return self._attend(x, key_mask, (offset, ))
+
+
+def _centres(hierarchy: Hierarchy, device: torch.device) -> torch.Tensor:
+    """Centres of the sub-cells of all levels, by axis: ``[d, M_total]``."""
+    index = torch.arange(hierarchy.num_summaries, device=device)
+    found = [index.to(angle_dtype(device))] * hierarchy.ndim
+    for start, grid, width in zip(hierarchy.level_starts, hierarchy.grids,
+                                  hierarchy.widths):
+        side = width // hierarchy.rank
+        cell = (index - start) // hierarchy.num_parts
+        part = (index - start) % hierarchy.num_parts
+        for axis in reversed(range(hierarchy.ndim)):
+            at = cell % grid[axis] * hierarchy.rank + part % hierarchy.rank
+            cell, part = cell // grid[axis], part // hierarchy.rank
+            found[axis] = torch.where(index < start, found[axis],
+                                      at * side + (side - 1) / 2)
+    return torch.stack(found)
+
+
+# Where sizes are symbolic, a compiler has terms of all levels to calculate
+# with, and is at it for minutes.
+_opaque_centres = CoreOp(
+    'centres', '(Tensor like, SymInt[] grid, SymInt cell_size, '
+    'SymInt num_levels, SymInt rank) -> Tensor',
+    lambda like, *sizes: _centres(geometry_of(*sizes, False), like.device),
+    lambda like, grid, *sizes: like.new_empty(
+        (len(grid), packed_size(grid, *sizes)), dtype=angle_dtype(
+            like.device))).register()
 
 
 def _indices(count: int, device: torch.device) -> torch.Tensor:

@@ -6,13 +6,15 @@ saves for its backward pass would be shuffled and shuffled back, and the
 gradient of the convolution brought to channels first.
 """
 
-from typing import List, Optional
+from math import prod
+from typing import Any, Dict, List, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fma_kernels.autograd import CoreOp, differentiable
+from fma_kernels.flops import FLOPS_PER_MAC, register
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
@@ -51,6 +53,13 @@ _depthwise = differentiable(
         _backward, lambda grad, *inputs:
         [x.new_empty(x.shape) for x in inputs if x is not None]),
     saved=lambda inputs, _: inputs)
+
+
+def _flops(given: Dict[str, Any]) -> int:
+    return FLOPS_PER_MAC * prod(given['x']) * prod(given['weight'][2:])
+
+
+register('depthwise', _flops, 2)
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -60,7 +60,9 @@ def rotate(x: torch.Tensor,
     cos, sin = (
         t.to(dtype).unsqueeze(-2)
         for t in rotary_table(positions, x.shape[-1], base))
-    return _Turn.apply(x.to(dtype), cos, sin).to(x.dtype)
+    # A trace with a Function in it cannot be saved.
+    turn = _turn_of() if torch.jit.is_tracing() else _Turn.apply
+    return turn(x.to(dtype), cos, sin).to(x.dtype)
 
 
 def rotary_table(positions: Union[torch.Tensor, Sequence[torch.Tensor]],
@@ -117,11 +119,27 @@ def _turn(x: torch.Tensor, cos: torch.Tensor,
     return turned
 
 
+def _plain_turn(x: torch.Tensor, cos: torch.Tensor,
+                sin: torch.Tensor) -> torch.Tensor:
+    """The plain formula: ONNX has no parts of a tensor to write to."""
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin),
+                     dim=-1)
+
+
 # A compiler that sees through it works out the tables anew, in float64, for
 # every head of every token.
 _opaque_turn = CoreOp('turn', '(Tensor x, Tensor cos, Tensor sin) -> Tensor',
                       lambda *args: _turn(*args).contiguous(),
                       lambda x, *_: x.new_empty(x.shape)).register()
+
+
+def _turn_of() -> Callable:
+    """What to call where somebody looks into it."""
+    if torch.onnx.is_in_onnx_export():
+        return _plain_turn
+    looked = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return _opaque_turn if looked else _turn
 
 
 class _Turn(torch.autograd.Function):
@@ -132,10 +150,7 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(x: torch.Tensor, cos: torch.Tensor,
                 sin: torch.Tensor) -> torch.Tensor:
-        compiling = torch.compiler.is_compiling()
-        exporting = torch.onnx.is_in_onnx_export()
-        turn = _opaque_turn if compiling and not exporting else _turn
-        return turn(x, cos, sin)
+        return _turn_of()(x, cos, sin)
 
     @staticmethod
     def setup_context(ctx, inputs: Tuple[torch.Tensor, ...],

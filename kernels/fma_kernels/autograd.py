@@ -149,6 +149,9 @@ def differentiable(
         if torch.onnx.is_in_onnx_export():
             # Its exporters know PyTorch's own operators, no library's.
             return forward.run(*args)
+        if torch.jit.is_tracing():
+            # A trace with a Function in it cannot be saved.
+            return forward_op(*args)
         if torch.compiler.is_compiling() and not _learns(args):
             # Some compilers mistake setup_context where nobody needs it.
             return forward_op(*args)

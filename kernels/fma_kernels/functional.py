@@ -1,5 +1,7 @@
 """The public ops: validate, choose a backend once, call it."""
+import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -122,7 +124,18 @@ def _under_autocast(tensors: List[Optional[Tensor]]) -> List[Tensor]:
     ]
 
 
+@lru_cache(maxsize=None)
+def _warn_of_trace() -> None:
+    """Once a process, however many layers are traced."""
+    warnings.warn(
+        'a trace of Fast Multipole Attention is right at the traced size of '
+        'its input alone; torch.export.export keeps sizes free',
+        stacklevel=4)
+
+
 def _fma(ndim: int, call: _Call) -> Output:
+    if torch.jit.is_tracing():
+        _warn_of_trace()
     call.query, call.key, call.value = _under_autocast(
         [call.query, call.key, call.value])
     hierarchy = call.check(ndim)

@@ -6,18 +6,62 @@ is that of the real tokens, on ragged and masked grids too.
 """
 from functools import lru_cache
 from math import prod
-from typing import List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
-from .geometry import Hierarchy
+from .geometry import Hierarchy, has_static_value
+
+T = TypeVar('T')
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays float64, everything else accumulates in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def constant(make: Callable[[], T]) -> T:
+    """What follows from the geometry alone, as numbers in an ONNX file.
+
+    An exporter that saw how they are worked out would hold thousands of
+    nodes, and be at it for minutes.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return make()
+    with _disable_current_modes():
+        return make()
+
+
+def shape_of(x: Tensor) -> Sequence[int]:
+    """``x.shape`` to calculate with.
+
+    In a trace it holds tensors, of which ONNX rounds quotients to zero.
+    """
+    if torch.jit.is_tracing():
+        return [int(size) for size in x.shape]
+    return x.shape
+
+
+def filled(x: Tensor, sizes: Sequence[int], first: int = 1) -> Tensor:
+    """Zero-pads the ends of axes, up to sizes that may be symbolic.
+
+    Args:
+        x: any tensor; returned as it is where nothing is padded.
+        sizes: of the axes from ``first`` on, at least those of ``x``.
+        first: the first of these axes.
+    """
+    pads = [size - own for size, own in zip(sizes, shape_of(x)[first:])]
+    # Whether a symbolic number is 0 would be asked for each size anew.
+    if all(has_static_value(pad) and not pad for pad in pads):
+        return x
+    # F.pad counts from the last axis.
+    spec = [0, 0] * (x.dim() - first - len(pads))
+    for pad in reversed(pads):
+        spec += [0, pad]
+    return F.pad(x, spec)
 
 
 def blocks_of(x: Tensor, sizes: Tuple[int, ...], blocks: Tuple[int,
@@ -35,16 +79,7 @@ def blocks_of(x: Tensor, sizes: Tuple[int, ...], blocks: Tuple[int,
     """
     ndim = len(sizes)
     tail = x.shape[1 + ndim:]
-    pad = [
-        size * block - x.shape[1 + axis]
-        for axis, (size, block) in enumerate(zip(sizes, blocks))
-    ]
-    if any(pad):
-        # F.pad counts from the last axis.
-        spec = [0, 0] * len(tail)
-        for extra in reversed(pad):
-            spec += [0, extra]
-        x = F.pad(x, spec)
+    x = filled(x, [size * block for size, block in zip(sizes, blocks)])
     split = [n for size, block in zip(sizes, blocks) for n in (size, block)]
     return x.reshape(x.shape[0], *split, *tail)
 
@@ -110,7 +145,7 @@ def masses(hierarchy: Hierarchy,
         without a mask.
     """
     if key_mask is None:
-        return _masses_of_grid(hierarchy, device)
+        return constant(lambda: _masses_of_grid(hierarchy, device))
     # float64 counts exactly, and reduces faster than integers on a CPU.
     sums = subcell_sums(key_mask.to(torch.float64), hierarchy)
     return [level.to(torch.int64) for level in sums]
@@ -236,7 +271,7 @@ def packed_mass(hierarchy: Hierarchy,
     Without a mask the result is shared between calls: do not write to it.
     """
     if key_mask is None:
-        return _packed_mass_of_grid(hierarchy, device)
+        return constant(lambda: _packed_mass_of_grid(hierarchy, device))
     return _packed(masses(hierarchy, key_mask), hierarchy, key_mask.device)
 
 

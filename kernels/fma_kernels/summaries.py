@@ -20,7 +20,7 @@ from .geometry import Hierarchy
 from .ops import geometry_of, pool
 from .pooling import (accumulation_dtype, blocks_of, cells_to_lattice,
                       lattice_to_cells, pack, packed_mass, packed_size, repeat,
-                      subcell_sums, unpack)
+                      shape_of, subcell_sums, unpack)
 
 # As many images at once as have so many numbers: what is held beside inputs
 # and results stays small, on a CPU in its caches.
@@ -352,7 +352,8 @@ def _direct(x: Tensor, mass: Tensor, weights: Sequence[Tensor],
             tree: Hierarchy) -> Tensor:
     """Every level straight from the tokens."""
     shares = mass.clamp(min=1)[..., None, None]
-    if weights[0].ndim == 3 and native.usable(x):
+    if weights[0].ndim == 3 and native.usable(
+            x) and not torch.onnx.is_in_onnx_export():
         levels = []
         for level, weight in enumerate(weights[:tree.num_levels], 1):
             whole = (tree.widths[level - 1], ) * tree.ndim
@@ -421,7 +422,7 @@ def _hierarchical(x: Tensor, mass: Tensor, weights: Sequence[Tensor],
     lattice, = _lattices(level, leaves)
     found = [level]
     for number, masses in enumerate(_family_masses(mass, tree), 1):
-        children = lattice_to_cells(lattice, masses.shape[1:-1], 2)
+        children = lattice_to_cells(lattice, shape_of(masses)[1:-1], 2)
         lattice = join(children, masses, _step(weights, number))
         cells = lattice_to_cells(lattice, tree.grids[number], tree.rank)
         found.append(cells.flatten(1, 1 + tree.ndim))
@@ -471,7 +472,8 @@ def _family_masses(mass: Tensor, tree: Hierarchy) -> List[Tensor]:
     *(grid_l * rank), 2 ** d]``."""
     lattices = _lattices(mass, tree)
     return [
-        lattice_to_cells(children, parents.shape[1:], 2)
+        lattice_to_cells(children,
+                         shape_of(parents)[1:], 2)
         for children, parents in zip(lattices, lattices[1:])
     ]
 

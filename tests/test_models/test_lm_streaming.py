@@ -419,6 +419,19 @@ def test_relative_biases_do_not_stream():
             call()
 
 
+def test_other_summaries_are_refused_by_name(monkeypatch):
+    """One that a user added, which the running sums do not know."""
+    from fma_vision.layers import summaries
+
+    class LargestSummaries(summaries._LearnedSummaries):
+        level_limit = None
+
+    monkeypatch.setitem(summaries.SUMMARIES, 'largest', LargestSummaries)
+    model = FMALanguageModel(**{**SMALL, 'summaries': 'largest'}).eval()
+    with pytest.raises(TypeError, match='LargestSummaries are not added'):
+        model.generate(torch.zeros(1, 3, dtype=torch.int64), 2)
+
+
 def test_other_layers_bring_their_own_stream():
     """The protocol for baselines: ``stream()``, or a clear refusal."""
 

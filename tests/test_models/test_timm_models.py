@@ -78,6 +78,160 @@ def test_forward_intermediates():
         model.forward_intermediates(x, output_fmt='NLC')
 
 
+# What timm's own tests ask of each of its models, of this one.
+@pytest.fixture(scope='module')
+def nano():
+    torch.manual_seed(0)
+    return timm.create_model('fma_nano', drop_path_rate=0.).eval()
+
+
+IMAGE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+def test_backward_reaches_each_parameter():
+    model = timm.create_model('fma_nano', num_classes=42).train()
+    out = model(IMAGE)
+    assert out.shape == (1, 42)
+    out.mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize('name', timm.list_models('fma_*'))
+def test_default_config(name):
+    """Its names and sizes are those of the model."""
+    with torch.device('meta'):
+        model = timm.create_model(name).eval()
+        cfg = model.default_cfg
+        x = torch.randn(1, *cfg['input_size'])
+        pool = tuple(cfg['pool_size'])
+        assert model(x).shape == (1, cfg['num_classes'])
+        assert model.forward_features(x).shape[1:3] == pool
+        names = set(model.state_dict())
+        assert f"{cfg['classifier']}.weight" in names
+        assert f"{cfg['first_conv']}.weight" in names
+        model.reset_classifier(0)
+        assert model(x).shape == (1, model.num_features)
+        model.reset_classifier(0, '')
+        assert model(x).shape == (1, *pool, model.num_features)
+        model = timm.create_model(name, num_classes=0, global_pool='')
+        assert model(x).shape == (1, *pool, model.num_features)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_channels_of_images(channels):
+    model = timm.create_model('fma_nano', in_chans=channels).eval()
+    assert model(torch.randn(1, channels, 32, 48)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize('norm', [False, True])
+@pytest.mark.parametrize('layout', ['NCHW', 'NHWC'])
+@pytest.mark.parametrize(
+    'indices,chosen', [
+        (None, [0, 1, 2, 3]),
+        (2, [2, 3]),
+        ([0], [0]),
+        ([1, 3], [1, 3]),
+        ([-1], [3]),
+    ],
+    ids=str)
+def test_options_of_intermediates(nano, indices, chosen, layout, norm):
+    options = dict(indices=indices, output_fmt=layout, norm=norm)
+    final, maps = nano.forward_intermediates(IMAGE, **options)
+    torch.testing.assert_close(final, nano.forward_features(IMAGE))
+    info = [nano.feature_info[i] for i in chosen]
+    assert len(maps) == len(info)
+    for x, expected in zip(maps, info):
+        channels, *sides = (
+            x.shape[1:] if layout == 'NCHW' else x.movedim(-1, 1).shape[1:])
+        assert channels == expected['num_chs']
+        assert sides == [side // expected['reduction'] for side in (64, 96)]
+    alone = nano.forward_intermediates(
+        IMAGE, intermediates_only=True, stop_early=True, **options)
+    for x, y in zip(maps, alone):
+        torch.testing.assert_close(x, y)
+    if chosen[-1] == 3:
+        last = maps[-1] if layout == 'NHWC' else maps[-1].permute(0, 2, 3, 1)
+        if not norm:
+            last = nano.backbone.norm3(last)
+        torch.testing.assert_close(last, final)
+
+
+@pytest.mark.parametrize('indices', [1, [0, 2]], ids=str)
+def test_pruned_to_intermediates(indices):
+    model = timm.create_model('fma_nano').eval()
+    expected = model.forward_intermediates(
+        IMAGE, indices=indices, intermediates_only=True)
+    take = model.prune_intermediate_layers(indices, prune_norm=True)
+    found = model.forward_intermediates(
+        IMAGE, indices=take, intermediates_only=True)
+    for x, y in zip(found, expected):
+        torch.testing.assert_close(x, y)
+    assert len(model.backbone.stages) == take[-1] + 1
+    assert model.get_classifier().__class__ is torch.nn.Identity
+
+
+@pytest.mark.parametrize('coarse', [False, True])
+def test_every_parameter_has_a_group(nano, coarse):
+    from timm.models import group_parameters
+    groups = group_parameters(nano, nano.group_matcher(coarse))
+    named = [name for names in groups.values() for name in names]
+    assert sorted(named) == sorted(n for n, _ in nano.named_parameters())
+    assert len(groups) > 4
+
+
+class TestFX:
+    """Feature extraction through torch.fx, where torchvision is."""
+
+    @pytest.fixture(autouse=True)
+    def torchvision(self):
+        pytest.importorskip('torchvision.models.feature_extraction')
+
+    def test_last_node_is_the_output(self, nano):
+        from timm.models import GraphExtractNet, get_graph_node_names
+        nodes = get_graph_node_names(nano)[1]
+        found = GraphExtractNet(nano, [nodes[-1]])(IMAGE)
+        torch.testing.assert_close(found, nano(IMAGE))
+
+    def test_features_only(self):
+        torch.manual_seed(0)
+        traced = timm.create_model(
+            'fma_nano', features_only=True, feature_cls='fx').eval()
+        torch.manual_seed(0)
+        plain = timm.create_model('fma_nano', features_only=True).eval()
+        for x, y in zip(traced(IMAGE), plain(IMAGE)):
+            torch.testing.assert_close(x.permute(0, 3, 1, 2), y)
+
+    def test_backward(self):
+        from timm.models import GraphExtractNet, get_graph_node_names
+        model = timm.create_model('fma_nano').train()
+        nodes = get_graph_node_names(model)[0]
+        GraphExtractNet(model, [nodes[-1]])(IMAGE).mean().backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+    @pytest.mark.parametrize(
+        'attn', [
+            dict(positions='rotary'),
+            dict(positions='relative'),
+            dict(summaries='conv', pool_queries='learned')
+        ],
+        ids=str)
+    def test_plain_backbones(self, attn):
+        from timm.models import create_feature_extractor
+        arch = dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2])
+        net = FMATransformer(
+            arch,
+            attn=dict(type='FMAttention2D', **attn),
+            position=dict(type='AbsolutePosition', size=8),
+            out_indices=(0, 1)).eval()
+        nodes = {'stages.0.blocks.0.attn': 'attn', 'stages.1': 'map'}
+        found = create_feature_extractor(net, nodes)(IMAGE)
+        assert found['attn'].shape == (1, 16, 24, 8)
+        expected = net.norm1(found['map']).permute(0, 3, 1, 2)
+        torch.testing.assert_close(expected, net(IMAGE)[1])
+
+
 def test_options_reach_the_backbone():
     model = timm.create_model(
         'fma_nano',

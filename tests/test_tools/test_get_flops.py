@@ -6,8 +6,13 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from fma_vision.engine.complexity import count_parameters, measure_complexity
+from fma_vision import FMALanguageModel, FMATransformer
+from fma_vision.engine.complexity import (attention_layer_macs,
+                                          count_parameters, fvcore_handles,
+                                          measure_complexity)
 from fma_vision.layers import (FMAttention1D, FMAttention2D, FullAttention,
                                FullAttention1D, WindowAttention)
 
@@ -92,13 +97,9 @@ def test_windows_count_as_the_layer_says():
 
 
 def test_backward_of_multipole_attention_is_counted():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from fma_vision.engine.complexity import attention_formulas
     layer = FMAttention2D(8, 2, cell_size=2)
     x = torch.randn(1, 9, 9, 8)
-    with FlopCounterMode(
-            display=False, custom_mapping=attention_formulas()) as counter:
+    with FlopCounterMode(display=False) as counter:
         layer(x).sum().backward()
     counts = {
         str(op): n
@@ -107,6 +108,92 @@ def test_backward_of_multipole_attention_is_counted():
     forward = counts['fma_kernels.attention']
     assert forward == 4 * layer.hierarchy(9, 9).visited_pairs * 8
     assert counts['fma_kernels.attention_backward'] == forward * 5 // 2
+
+
+def test_pytorchs_counter_needs_no_formulas():
+    """Forward and backward, as of dense products over all tokens."""
+    x = torch.randn(2, 6, 5, 24)
+    totals = []
+    for layer in (FMAttention2D(24, 2, cell_size=16), ExplicitAttention(24,
+                                                                        2)):
+        with FlopCounterMode(display=False) as counter:
+            out = layer(x)
+        forward = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            out.sum().backward()
+        totals.append((forward, counter.get_total_flops()))
+    assert totals[0][0] == totals[1][0]
+    # One product more: the backward pass makes the weights anew.
+    again = 2 * 2 * 30 * 30 * 24
+    assert totals[0][1] == totals[1][1] + again
+
+
+@pytest.mark.parametrize('form', ['grouped_conv', 'conv'])
+def test_learned_summaries_count_as_convolutions(form):
+    """Of both kinds, keys and values, at both levels."""
+    layer = FMAttention2D(8, 2, cell_size=2, rank=2, summaries=form)
+    x = torch.randn(1, 16, 16, 8)
+    groups = 1 if form == 'conv' else 4
+    with FlopCounterMode(display=False) as dense:
+        for width in (2, 4):
+            # Heads are a batch; four sub-cells are as many channels more.
+            weight = torch.randn(4 * 4, 4 // groups, width, width)
+            for _ in range(2):
+                F.conv2d(
+                    torch.randn(2, 4, 16, 16),
+                    weight,
+                    stride=width,
+                    groups=groups)
+    with FlopCounterMode(display=False) as counter:
+        out = layer(x)
+    counts = {
+        str(op): n
+        for op, n in counter.get_flop_counts()['Global'].items()
+    }
+    assert counts['fma_kernels.summaries'] == dense.get_total_flops()
+    found = measure_complexity(layer, x)
+    assert found.macs == counter.get_total_flops() // 2
+    assert found.macs == attention_layer_macs(layer, 16, 16)
+    assert found.attention_macs == layer.attention_macs(16, 16)
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    backward = {
+        str(op): n
+        for op, n in counter.get_flop_counts()['Global'].items()
+    }
+    assert backward['fma_kernels.summaries_backward'] == 2 * counts[
+        'fma_kernels.summaries']
+
+
+ARCH = dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2])
+
+
+def _backbone(**attn) -> nn.Module:
+    attn = {'type': 'FMAttention2D', 'cell_size': 2, **attn}
+    return FMATransformer(ARCH, attn=attn, out_indices=(0, 1))
+
+
+@pytest.mark.parametrize(
+    'net,x', [
+        (_backbone(), torch.randn(1, 3, 70, 50)),
+        (_backbone(summaries='conv'), torch.randn(1, 3, 70, 50)),
+        (_backbone(pool_queries=True), torch.randn(1, 3, 70, 50)),
+        (_backbone(positions='rotary'), torch.randn(1, 3, 70, 50)),
+        (FMATransformer(ARCH, attn='FullAttention'), torch.randn(1, 3, 70,
+                                                                 50)),
+        (FMALanguageModel(11, 16, depth=1, num_heads=2,
+                          cell_size=4), torch.randint(11, (2, 70))),
+    ],
+    ids=['avg', 'conv', 'pool_queries', 'rotary', 'full', 'language'])
+def test_fvcore_agrees(net, x):
+    fvcore = pytest.importorskip('fvcore.nn')
+    counter = fvcore.FlopCountAnalysis(net.eval(), x)
+    counter.set_op_handle(**fvcore_handles())
+    counter.unsupported_ops_warnings(False)
+    counter.uncalled_modules_warnings(False)
+    counts = counter.by_operator()
+    counts.pop('layer_norm')  # nobody else counts it
+    assert sum(counts.values()) == measure_complexity(net, x).macs
 
 
 def test_modes_are_restored():

@@ -12,10 +12,11 @@ those that an OpenMMLab package ships::
         configs/lm/fma-lm_1xb32-20k_books-1k.py --shape 16384
 
 One multiply-add counts once. Matrix products, convolutions and attention
-(for Fast Multipole Attention: the pairs its hierarchy visits) are counted;
-norms, activations, pooling and interpolation are not. The last column is
-the share of fused attention ops; a model that multiplies its own attention
-matrices (mmpretrain's Swin) has that in its total only.
+(for Fast Multipole Attention: the pairs its hierarchy visits, and learned
+summaries) are counted; norms, activations, averages and interpolation are
+not. The last column is the share of fused attention ops; a model that
+multiplies its own attention matrices (mmpretrain's Swin) has that in its
+total only.
 """
 
 import argparse

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch.utils.checkpoint import checkpoint
 
+from fma_kernels.pooling import blocks_of, filled, shape_of
+
 from ...layers import build_attention, build_position
 from ...layers.common import drop_masked
 
@@ -75,10 +77,9 @@ class PatchEmbed(nn.Module):
             x (Tensor): Images; zero where there is none.
             key_mask (Tensor, optional): bool, which tokens are real.
         """
-        pad_h, pad_w = (-x.shape[-2] % self.patch_size,
-                        -x.shape[-1] % self.patch_size)
-        if pad_h or pad_w:
-            x = F.pad(x, (0, pad_w, 0, pad_h))
+        # In whole patches: what may be symbolic then divides without a rest.
+        sides = [-(-side // self.patch_size) for side in shape_of(x)[-2:]]
+        x = filled(x, [side * self.patch_size for side in sides], first=2)
         x = self.norm(self.proj(x).permute(0, 2, 3, 1))
         if key_mask is None or isinstance(self.position, nn.Identity):
             return self.position(x)
@@ -103,13 +104,9 @@ class PatchMerging(nn.Module):
 
         An odd side is filled with zeros, as before a strided convolution.
         """
-        pad_h, pad_w = x.shape[1] % 2, x.shape[2] % 2
-        if pad_h or pad_w:
-            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
-        batch, height, width, dim = x.shape
-        x = x.reshape(batch, height // 2, 2, width // 2, 2, dim)
-        # [B, H/2, W/2, 2*2*C]
-        x = x.transpose(2, 3).reshape(batch, height // 2, width // 2, 4 * dim)
+        sides = tuple(-(-side // 2) for side in shape_of(x)[1:-1])
+        x = blocks_of(x, sides, (2, 2))  # [B, H/2, 2, W/2, 2, C]
+        x = x.transpose(2, 3).flatten(3)  # [B, H/2, W/2, 2*2*C]
         return self.reduction(self.norm(x))
 
 

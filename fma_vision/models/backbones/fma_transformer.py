@@ -224,13 +224,7 @@ class FMATransformer(BaseModule):
         Raises:
             ValueError: If the input is not such an image batch.
         """
-        channels = self.in_channels + self.mask_padding
-        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
-            more = (', the last channel telling images from padding '
-                    "(data_preprocessor=dict(type='fma_vision.PaddingMask', "
-                    '...) adds it)') if self.mask_padding else ''
-            raise ValueError(f'x must be [B, {channels}, H, W] with '
-                             f'H, W >= 1{more}, got {tuple(x.shape)}')
+        x = check_images(x, self.in_channels, self.mask_padding)
         mask = None
         if self.mask_padding:
             mask = x[:, -1] > .5  # bool [B, H, W]
@@ -316,6 +310,22 @@ class FMATransformer(BaseModule):
     def no_weight_decay(self) -> Set[str]:
         """Names of parameters that must not decay."""
         return undecayed_parameters(self)
+
+
+def check_images(x: torch.Tensor, channels: int, masked: bool) -> torch.Tensor:
+    """Return ``x`` if it is ``[B, channels, H, W]`` with H, W >= 1.
+
+    Raises:
+        ValueError: If it is not; ``masked`` images have a channel more.
+    """
+    channels = channels + masked
+    if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
+        more = (', the last channel telling images from padding '
+                "(data_preprocessor=dict(type='fma_vision.PaddingMask', "
+                '...) adds it)') if masked else ''
+        raise ValueError(f'x must be [B, {channels}, H, W] with '
+                         f'H, W >= 1{more}, got {tuple(x.shape)}')
+    return x
 
 
 def _init_layer(module: nn.Module) -> None:

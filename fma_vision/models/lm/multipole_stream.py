@@ -17,12 +17,18 @@ from fma_kernels.backends.native import block as native_block
 from fma_kernels.backends.native import stream
 
 from ...layers import FMAttention1D, rotate
+from ...layers.summaries import (AverageSummaries, ConvSummaries,
+                                 GroupedConvSummaries, HierarchicalSummaries)
 from .blocks import LMBlock
 from .chunk import Chunk, grown
 from .fused_block import weights_of
 from .multipole_plan import Geometry, Plan, plan_of, state_angles, token_angles
 from .multipole_state import SLOTS, MultipoleState, held_cells, take_new
 from .multipole_sums import add_tokens
+
+# Whose sums ``multipole_sums.py`` knows.
+FORMS = (AverageSummaries, ConvSummaries, GroupedConvSummaries,
+         HierarchicalSummaries)
 
 
 def attend(query: torch.Tensor, pair: torch.Tensor,
@@ -79,6 +85,11 @@ class MultipoleStream:
     def __init__(self, attn: FMAttention1D) -> None:
         self.attn = attn
         self.forms = (attn.key_summaries, attn.value_summaries)
+        if not isinstance(self.forms[0], FORMS):
+            raise TypeError(
+                f'summaries of type {type(self.forms[0]).__name__} are not '
+                'added up token by token; a language model writes with '
+                f'{", ".join(form.__name__ for form in FORMS)}')
         limits = [attn.num_levels, self.forms[0].level_limit]
         # Height of a top level that keeps all of its cells.
         limit = min((n for n in limits if n is not None), default=None)

@@ -163,8 +163,9 @@ class TokenTransformer(BaseModule):
             raise ValueError(f'learned positions reach {self.max_length} '
                              f'tokens, got {end}')
         # On another device the check would wait for it, and a traced graph
-        # has no values yet.
-        if tokens.device.type == 'cpu' and not torch.compiler.is_compiling():
+        # has no values yet, or those of an example.
+        if (tokens.device.type == 'cpu' and not torch.compiler.is_compiling()
+                and not torch.jit.is_tracing()):
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= self.vocab_size:
                 raise ValueError(
@@ -199,8 +200,9 @@ class TokenTransformer(BaseModule):
             TypeError, ValueError: As :meth:`check_tokens`.
         """
         tokens = self.check_tokens(tokens, offset + tokens.shape[-1])
-        at = torch.arange(
-            offset, offset + tokens.shape[1], device=tokens.device)
+        at = torch.arange(tokens.shape[1], device=tokens.device)
+        # A default that is used becomes an input of an ONNX file.
+        at = at + offset if offset else at
         x = drop_masked(self.embed_tokens(tokens, at), key_mask)
         for block in self.blocks:
             if self.with_cp and self.training and torch.is_grad_enabled():

@@ -18,7 +18,8 @@ from torch import Tensor
 from ..dropout import keep_mask
 from ..geometry import Hierarchy
 from ..options import Inputs, Options
-from ..pooling import accumulation_dtype, average_pyramid, masses, pack, spread
+from ..pooling import (accumulation_dtype, average_pyramid, constant, masses,
+                       pack, spread)
 from .lists import (Keys, Tables, leaf_tiles, level_tables, token_order,
                     token_tables)
 
@@ -136,13 +137,15 @@ class Attention:
     def _range(self, part: slice) -> Tensor:
         return torch.arange(part.start, part.stop, device=self.query.device)
 
+    def _tables(self, tiles: slice, rows: slice) -> Tables:
+        return constant(
+            lambda: self.tables(self._range(tiles), self._range(rows)))
+
     def chunks(self, passes: int) -> Iterator[Chunk]:
         """In a fixed order; ``passes`` matrices of logits are held at once.
         """
         one = slice(0, 1)
-        keys = sum(
-            x.index.shape[1]
-            for x in self.tables(self._range(one), self._range(one)).keys)
+        keys = sum(x.index.shape[1] for x in self._tables(one, one).keys)
         batch, _, heads, dim = self.query.shape
         row = passes * heads * keys
         tile = row * self.num_rows + 2 * heads * keys * dim
@@ -163,7 +166,7 @@ class Attention:
         start = self.first + tiles.start * self.num_rows + rows.start
         count = (tiles.stop - tiles.start) * (rows.stop - rows.start)
         return Chunk(images, slice(start, start + count),
-                     self.tables(self._range(tiles), self._range(rows)))
+                     self._tables(tiles, rows))
 
     def _queries(self, chunk: Chunk) -> Tensor:
         """``[b, tiles, heads, rows, head_dim]``, not scaled."""
@@ -426,7 +429,7 @@ def _of_tokens(query: Tensor, sources: List[Source], h: Hierarchy,
 
 def _to_grid(x: Tensor, h: Hierarchy) -> Tensor:
     """``[B, rows of all tiles, ...]`` -> ``[B, *grid, ...]``."""
-    x = x.index_select(1, token_order(h, x.device))
+    x = x.index_select(1, constant(lambda: token_order(h, x.device)))
     return x.reshape(x.shape[0], *h.shape, *x.shape[2:])
 
 

@@ -142,14 +142,14 @@ def _sizes(model: Any) -> Dict[str, int]:
     pytest.param(True, id='current', marks=pytest.mark.slow)
 ])
 def test_onnx_grows_with_the_tokens(current):
-    """Four times as many: no tensor is quadratic in them."""
+    """Four times as many: a tensor quadratic in them would grow 16-fold."""
     net, _ = backbone(dict(type='FMAttention2D', cell_size=4))
     few, many = (
         _sizes(
             _onnx(net.eval(), torch.randn(1, 3, 8 * side, 6 * side), current))
         for side in (32, 64))
     for kind, elements in few.items():
-        assert many[kind] < 7 * elements, (kind, few, many)
+        assert many[kind] < 8 * elements, (kind, few, many)
 
 
 # ------------------------------------------------------------------- trace

@@ -2,6 +2,8 @@
 
 import io
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from fma_kernels.backends.native import block as native_block
 from fma_kernels.backends.native import stream as native
 from fma_kernels.backends.native.library import unavailable
 from fma_vision.models import FMALanguageModel
-from fma_vision.models.lm import LMState, multipole_stream, sample
+from fma_vision.models.lm import (LMState, cache_stream, multipole_stream,
+                                  sample)
 from fma_vision.models.lm.multipole_state import held_cells
 
 pytestmark = pytest.mark.sampled
@@ -343,6 +346,97 @@ def test_texts_that_go_on_from_one_cache_do_not_mix():
     file = io.BytesIO()
     torch.save(branches[0][0].state_dict(), file)
     assert file.tell() < branches[0][0].nbytes + 4000
+
+
+def test_native_call_heeds_no_defaults():
+    """Memory that C writes is float32 on the CPU, whatever the default."""
+    model = _model(**FORMS['hierarchical']).float()
+    tokens = _tokens(2, 60)
+    expected = model(tokens)[:, 30:]
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device('meta'):
+            _, state = model.prefill(tokens[:, :30])
+            logits, _ = _steps(model, tokens[:, 30:], state)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+class _Elsewhere(torch.Tensor):
+    """Keeps its numbers in another tensor, as quantised weights do."""
+
+    @staticmethod
+    def __new__(cls, x):
+        return cls._make_wrapper_subclass(cls, x.shape, dtype=x.dtype)
+
+    def __init__(self, x):
+        self.x = x
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args, kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].x)
+        return func(*(x.x if isinstance(x, cls) else x for x in args),
+                    **(kwargs or {}))
+
+
+def test_weights_that_keep_their_numbers_elsewhere():
+    model = _model().float()
+    tokens = _tokens(1, 20)
+    expected, _ = _steps(model, tokens, model.init_state())
+    for block in model.blocks:
+        weight = _Elsewhere(block.mlp.fc1.weight.data)
+        block.mlp.fc1.weight = torch.nn.Parameter(weight, requires_grad=False)
+    logits, _ = _steps(model, tokens, model.init_state())
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_other_summaries_between_steps():
+    model, other = _model(), _model()
+    _, state = model.prefill(_tokens(1, 70))
+    for block, source in zip(model.blocks, other.blocks):
+        block.attn.key_summaries = source.attn.key_summaries
+    fresh = LMState.from_state_dict(state.state_dict())
+    tokens = _tokens(1, 20)
+    assert torch.equal(
+        _steps(model, tokens, state)[0],
+        _steps(model, tokens, fresh)[0])
+
+
+@pytest.mark.parametrize('name', ['hierarchical', 'full', 'fmmformer'])
+def test_a_state_leaves_inference_mode(name):
+    model = _model(**FORMS[name])
+    tokens = _tokens(1, 40)
+    with torch.inference_mode():
+        _, state = model.step(tokens[:, 30], model.prefill(tokens[:, :30])[1])
+    logits, _ = _steps(model, tokens[:, 31:], state)
+    torch.testing.assert_close(logits, model(tokens)[:, 31:])
+
+
+def test_one_of_two_threads_writes_behind_a_cache(monkeypatch):
+    """Both look before either writes."""
+    model = _model(**FORMS['full'])
+    _, state = model.step(_tokens(1), model.prefill(_tokens(1, 20))[1])
+    tokens = torch.arange(2)[:, None]
+    wanted = [
+        model.step(token, LMState.from_state_dict(state.state_dict()))[0]
+        for token in tokens
+    ]
+    ready = threading.Barrier(2)
+    claimed = cache_stream._claimed
+
+    def together(room, size):
+        try:
+            ready.wait(.5)
+        except threading.BrokenBarrierError:
+            pass
+        return claimed(room, size)
+
+    monkeypatch.setattr(cache_stream, '_claimed', together)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda x: model.step(x, state)[0], tokens))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_states_of_two_kinds_do_not_join():

@@ -30,7 +30,8 @@ class Room(NamedTuple):
     Attributes:
         buffer (Tensor): ``[2, B, more than N, heads, head_dim]``.
         written (list[int]): One number, shared by all states that begin with
-            this memory: the tokens that any of them has written.
+            this memory: the tokens that any of them has written. Whoever
+            takes it out may go on; threads may try at once.
     """
     buffer: torch.Tensor
     written: List[int]
@@ -49,15 +50,25 @@ def appended(tokens: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """
     size, total = tokens.shape[2], tokens.shape[2] + new.shape[2]
     room = _ROOMS.get(tokens)
-    if room is None or room.written != [size] or total > room.buffer.shape[2]:
+    if (room is None or total > room.buffer.shape[2]
+            or room.buffer.is_inference() != torch.is_inference_mode_enabled()
+            or not _claimed(room, size)):
         shape = *tokens.shape[:2], total + total // 2, *tokens.shape[3:]
-        room = Room(tokens.new_empty(shape), [size])
+        room = Room(tokens.new_empty(shape), [])
         room.buffer[:, :, :size] = tokens
     room.buffer[:, :, size:total] = new
     room.written[:] = [total]
     found = room.buffer[:, :, :total]
     _ROOMS[found] = room
     return found
+
+
+def _claimed(room: Room, size: int) -> bool:
+    try:
+        room.written.remove(size)  # one thread only
+    except ValueError:
+        return False
+    return True
 
 
 class CacheStream:

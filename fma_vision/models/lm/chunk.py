@@ -31,8 +31,8 @@ class Chunk:
         self.ends = tuple(a + b for a, b in zip(starts, counts))
         self.length = length
         # One transfer for all.
-        all_three = torch.tensor([self.starts, self.ends, tuple(counts)])
-        self.begin, self.end, self.count = all_three.to(device).unbind()
+        self.begin, self.end, self.count = torch.tensor(
+            [self.starts, self.ends, tuple(counts)], device=device).unbind()
         step = torch.arange(length, device=device)
         self.at = self.begin[:, None] + step
         self.real = self.at < self.end[:, None]

@@ -18,7 +18,9 @@ def _plain(layer: nn.Module, kind: type) -> bool:
             or layer._forward_pre_hooks or 'forward' in vars(layer)):
         return False
     for x in layer._parameters.values():
-        if x is not None and not (x.dtype == torch.float32 and x.is_cpu
+        # A subclass may keep its numbers elsewhere, as quantised ones do.
+        if x is not None and not (type(x) in (torch.Tensor, nn.Parameter)
+                                  and x.dtype == torch.float32 and x.is_cpu
                                   and x.is_contiguous()):
             return False
     return True

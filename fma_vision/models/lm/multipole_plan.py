@@ -96,7 +96,7 @@ def state_angles(geometry: Geometry, leaf_cells: Tuple[int, ...], levels: int,
     Returns:
         Tensor: float32 ``[B, S, 2, head_dim / 2]`` on the CPU.
     """
-    begin = torch.tensor(leaf_cells) * geometry.cell_size
+    begin = torch.tensor(leaf_cells, device='cpu') * geometry.cell_size
     centres = _centres(geometry, _held(geometry, begin, levels, cells))
     return angles(centres, head_dim, base)
 
@@ -120,8 +120,9 @@ def token_angles(geometry: Geometry, chunk: Chunk, head_dim: int,
 def _cell_angles(cell_size: int, cells: Tuple[int, ...], head_dim: int,
                  base: float) -> torch.Tensor:
     """Of all tokens of some leaf cells: ``[B, m, 2, head_dim / 2]``."""
-    begin = torch.tensor(cells)[:, None] * cell_size
-    return angles(begin + torch.arange(cell_size), head_dim, base)
+    begin = torch.tensor(cells, device='cpu')[:, None] * cell_size
+    inside = torch.arange(cell_size, device='cpu')
+    return angles(begin + inside, head_dim, base)
 
 
 def angles(at: torch.Tensor, head_dim: int, base: float) -> torch.Tensor:
@@ -164,11 +165,13 @@ def _held(geometry: Geometry, begin: torch.Tensor, levels: int,
     """
     device = begin.device
     width = torch.tensor([geometry.width(n + 1) for n in range(levels)],
-                         dtype=torch.int64).to(device)
+                         dtype=torch.int64,
+                         device=device)
     far = held_cells(begin[:, None] // width), width[:, None]
     top = torch.arange(cells, device=device).expand(len(begin), 1, -1)
-    width = torch.tensor([[geometry.width(geometry.limit or 1)]])
-    return [far, (top, width.to(device))]
+    width = torch.tensor([[geometry.width(geometry.limit or 1)]],
+                         device=device)
+    return [far, (top, width)]
 
 
 def _centres(geometry: Geometry,

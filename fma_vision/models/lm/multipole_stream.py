@@ -10,6 +10,7 @@ holds these.
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
+import torch.nn as nn
 
 from fma_kernels import Hierarchy, auto_num_levels, fma1d, merge, pooling
 from fma_kernels.backends import native
@@ -84,7 +85,6 @@ class MultipoleStream:
 
     def __init__(self, attn: FMAttention1D) -> None:
         self.attn = attn
-        self.forms = (attn.key_summaries, attn.value_summaries)
         if not isinstance(self.forms[0], FORMS):
             raise TypeError(
                 f'summaries of type {type(self.forms[0]).__name__} are not '
@@ -96,6 +96,11 @@ class MultipoleStream:
         self.geometry = Geometry(attn.cell_size, attn.rank, attn.mass, limit)
         # Forms with weights for each token on every level.
         self.direct = hasattr(self.forms[0], 'delta')
+
+    @property
+    def forms(self) -> Tuple[nn.Module, nn.Module]:
+        """Those that the layer has now, of keys and of values."""
+        return self.attn.key_summaries, self.attn.value_summaries
 
     # ------------------------------------------------------------ geometry
     def room(self, start: int) -> Optional[int]:

@@ -29,11 +29,11 @@ def _float32(x: Tensor) -> Tensor:
 
 def _empty(x: Tensor) -> Tensor:
     """Contiguous float32 for a result of the shape of ``x``."""
-    return torch.empty(x.shape, dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=torch.float32)
 
 
 def _zeros(x: Tensor) -> Tensor:
-    return torch.zeros(x.shape, dtype=torch.float32)
+    return x.new_zeros(x.shape, dtype=torch.float32)
 
 
 class _Held:
@@ -199,7 +199,7 @@ def pool_backward(grad: Tensor,
         checked('total', total, shape)
     direct = total is not None and (total.dtype == torch.float32
                                     and total.is_contiguous())
-    result = total if direct else torch.empty(shape, dtype=torch.float32)
+    result = total if direct else grad.new_empty(shape, dtype=torch.float32)
     call, held = _pooling(result, key_mask, hierarchy)
     # C carries sums down in place.
     packed = grad.to(torch.float32, copy=True).contiguous()
@@ -228,7 +228,7 @@ def weigh(x: Tensor, taps: Tensor, hierarchy: Hierarchy, level: int) -> Tensor:
     taps = _float32(
         checked('taps', taps, (len(taps), width**hierarchy.ndim, dim)))
     x = unit_rows(checked('x', x, x.shape, torch.float32))
-    out = torch.empty(batch, *cells, len(taps), heads, dim)
+    out = x.new_empty(batch, *cells, len(taps), heads, dim)
     run(
         'fma_weigh',
         Weighing(batch, heads, dim, torch.get_num_threads(), len(taps),

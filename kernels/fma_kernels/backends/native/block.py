@@ -75,7 +75,7 @@ def block(x: Tensor, weights: Weights, heads: int, start: Tensor,
     rows = batch * length
     # One block of scratch for all that lies between the layers.
     sizes = 3 * rows * dim, rows * dim, rows * dim, rows * hidden
-    scratch = torch.empty(sum(sizes))
+    scratch = x.new_empty(sum(sizes))
     qkv = scratch[:sizes[0]].view(batch, length, 3, heads, dim // heads)
     projected, normal, after, between = (
         scratch.data_ptr() + 4 * at for at in accumulate((0, *sizes[:-1])))

@@ -174,7 +174,7 @@ def _log_mass_of_grid(hierarchy: Hierarchy, use_mass: bool) -> Tensor:
 def _log_mass(mass: Tensor, use_mass: bool) -> Tensor:
     """float32 log2 of int64 masses; -inf where there is none."""
     mass = mass.contiguous() if use_mass else mass.clamp(max=1)
-    bias = torch.empty(mass.shape, dtype=torch.float32)
+    bias = mass.new_empty(mass.shape, dtype=torch.float32)
     library().fma_log2(
         _int64(mass.numel()), _pointer(mass.data_ptr()),
         _pointer(bias.data_ptr()))

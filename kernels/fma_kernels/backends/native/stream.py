@@ -120,9 +120,9 @@ def prepare(
                                     torch.float32).contiguous()
                             for name, x in zip(shapes, state))
     rows = (3 * levels + top_cells) * rank
-    out = torch.zeros(batch, length, *row)
+    out = qkv.new_zeros(batch, length, *row)
     # One block of scratch for keys of new tokens and of the state.
-    scratch = torch.empty(batch * (length + rows), *row)
+    scratch = qkv.new_empty(batch * (length + rows), *row)
     new_near = torch.empty_like(near)
     new_sums = sums if taps is None else torch.empty_like(sums)
     held = [near, far, top, sums, start, count, qkv, scratch, out, new_near]

@@ -44,9 +44,17 @@ def weights_of(block: LMBlock, x: torch.Tensor) -> Optional[Weights]:
     if not _plain(mlp, Mlp) or not _plain(mlp.act, nn.GELU):
         return None
     layers = attn.qkv, attn.proj, mlp.fc1, mlp.fc2
-    if (mlp.act.approximate != 'none' or any(norm.bias is None
-                                             for norm in norms)
+    if (mlp.act.approximate != 'none'
             or not all(_plain(norm, nn.LayerNorm) for norm in norms)
             or not all(_plain(layer, nn.Linear) for layer in layers)):
+        return None
+    # Of other shapes, the layers themselves say what does not fit.
+    dim, hidden = x.shape[2], len(mlp.fc1.weight)
+    shapes = (3 * dim, dim), (dim, dim), (hidden, dim), (dim, hidden)
+    fits = all(
+        x.weight.shape == shape and (x.bias is None or len(x.bias) == shape[0])
+        for x, shape in zip(layers, shapes))
+    if not fits or any(x.bias is None or x.bias.shape != (dim, )
+                       for x in norms):
         return None
     return Weights(norms, layers)

@@ -287,7 +287,7 @@ def can_run(backend: str, request: Request, raise_error: bool = False) -> bool:
         ValueError: if there is no such backend; with the reason, if it
             cannot run and ``raise_error`` is set.
     """
-    if backend not in REFUSALS:
+    if not isinstance(backend, str) or backend not in REFUSALS:
         raise ValueError(f"backend must be 'auto' or one of {list(REFUSALS)}, "
                          f'got {backend!r}')
     reason = REFUSALS[backend](request)

@@ -86,6 +86,7 @@ BAD = [
     ('dropout_p', '0', TypeError, "'0'"),
     ('dropout_seed', 1.5, TypeError, '1.5'),
     ('backend', 'cuda', ValueError, "'cuda'"),
+    ('backend', ['torch'], ValueError, 'torch'),
 ]
 
 

@@ -100,12 +100,13 @@ def test_writes_and_checks(tool, pair, tmp_path, capsys, kind, form):
 
 
 def test_a_wrong_file_is_not_written(tool, pair, tmp_path, monkeypatch):
-    monkeypatch.setitem(tool.FORMATS, 'pt2',
-                        (lambda model, x: b'', lambda data: lambda x: x[0, 0]))
+    monkeypatch.setitem(
+        tool.FORMATS, 'pt2',
+        (lambda model, x: b'', lambda data: lambda x: x[0, 0, 0, :1]))
     out = tmp_path / 'net.pt2'
     with pytest.raises(UserError, match='differs by .* nothing is written'):
         tool.main([
-            *pair(CLASSIFIER), '--format', 'pt2', '--shape', '3', '--out',
+            *pair(CLASSIFIER), '--format', 'pt2', '--shape', '64', '--out',
             str(out)
         ])
     assert not out.exists()
@@ -136,3 +137,11 @@ def test_errors_are_one_line(tool, pair, tmp_path, monkeypatch):
 def test_texts_have_one_length(tool, pair):
     with pytest.raises(UserError, match='one number'):
         tool.main([*pair(LANGUAGE), '--shape', '8', '9'])
+
+
+def test_free_sizes_have_a_least(tool, pair):
+    with pytest.raises(UserError, match='from 64 on, got --shape 37 113'):
+        tool.main(
+            [*pair(CLASSIFIER), '--format', 'pt2', '--shape', '37', '113'])
+    with pytest.raises(UserError, match='from 2 on, got --shape 1'):
+        tool.main([*pair(LANGUAGE), '--format', 'pt2', '--shape', '1'])

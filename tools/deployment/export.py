@@ -29,6 +29,7 @@ if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from fma_vision.engine import (UserError, check_weights, read_checkpoint,
@@ -42,7 +43,7 @@ from fma_vision.engine.files import write_bytes
 
 # Of the logits' largest value, or of 1 where all are smaller.
 TOLERANCE = 1e-4
-LEAST_SIDE = 64
+LEAST_SIDE, LEAST_LENGTH = 64, 2
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -92,6 +93,11 @@ class Deployed(nn.Module):
         return self.model(x, mode='tensor')
 
 
+def least_side(cfg: Config) -> int:
+    """From which size on a program with free sizes is right."""
+    return LEAST_LENGTH if is_language_model(cfg) else LEAST_SIDE
+
+
 def read_model(args: argparse.Namespace) -> Tuple[Deployed, List[Tensor]]:
     """The model with its weights, an input and one of another size.
 
@@ -100,6 +106,10 @@ def read_model(args: argparse.Namespace) -> Tuple[Deployed, List[Tensor]]:
     """
     cfg = load_model_config(args.config, args.cfg_options, args.base)
     shape = input_shape(cfg, args.shape)
+    least = least_side(cfg)
+    if args.format == 'pt2' and min(shape) < least:
+        raise UserError(f'--format pt2 is for sizes from {least} on, got '
+                        f'--shape {" ".join(map(str, shape))}')
     state = select_state_dict(
         read_checkpoint(args.checkpoint), args.checkpoint)
     model = build_model(cfg)
@@ -146,7 +156,7 @@ def run_onnx(data: bytes) -> Callable[[Tensor], Tensor]:
 def to_pt2(model: nn.Module, x: Tensor) -> bytes:
     """A program of torch.export whose sizes are free."""
     # Where a size ends, such as that of learned positions, is found out.
-    least = 2 if x.ndim == 2 else LEAST_SIDE
+    least = LEAST_LENGTH if x.ndim == 2 else LEAST_SIDE
     free = dict.fromkeys(
         range(x.ndim // 2, x.ndim), torch.export.Dim.DYNAMIC(min=least))
     program = torch.export.export(

@@ -14,8 +14,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ..engine import UserError, building, load_config
 from .complexity import Complexity, measure_complexity
+from .config import UserError, building, load_config
 
 # Of images, and of texts.
 DEFAULT_SIZE, DEFAULT_LENGTH = (224, 224), (1024, )

@@ -190,8 +190,10 @@ class MultipoleStream:
                 self.attn.cell_size):
             return None
         weights = weights_of(block, x)
+        if weights is None:
+            return None
         options = self._native_options(state, chunk, None)
-        if weights is None or options['taps'] is None:
+        if options['taps'] is None:
             return None
         x, near, sums = native_block.block(x, weights, self.attn.num_heads,
                                            chunk.begin, chunk.count, state,

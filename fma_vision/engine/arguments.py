@@ -56,6 +56,28 @@ def add_config_options(parser: argparse.ArgumentParser,
         help=f'change the config{more}')
 
 
+class _Shape(argparse.Action):
+    """Keeps one number or two."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 2:
+            raise argparse.ArgumentError(
+                self, f'one or two numbers are allowed, got {values}')
+        setattr(namespace, self.dest, values)
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Add ``--shape``, as :func:`~.build.input_shape` takes it."""
+    parser.add_argument(
+        '--shape',
+        action=_Shape,
+        type=positive,
+        nargs='+',
+        metavar=('H', 'W'),
+        help='image height and width, or one number for both; tokens of a '
+        'text; default: what the config trains at')
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
     parser.add_argument(

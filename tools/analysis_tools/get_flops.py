@@ -29,7 +29,7 @@ if __name__ == '__main__':  # so that a checkout works without installing it
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'kernels')]
 
 from fma_vision.engine import run_tool
-from fma_vision.engine.arguments import add_config_options
+from fma_vision.engine.arguments import add_config_options, add_shape
 from fma_vision.engine.build import (input_channels, input_shape,
                                      is_language_model, load_model_config,
                                      measure)
@@ -44,21 +44,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         'are not counted.')
     parser.add_argument(
         'config', help='config file, or package::path in an OpenMMLab package')
-    parser.add_argument(
-        '--shape',
-        type=int,
-        nargs='+',
-        metavar=('H', 'W'),
-        help='image height and width, or one number for both; tokens of a '
-        'text; default: what the config trains at')
+    add_shape(parser)
     add_config_options(parser)
     parser.add_argument('--out', help='also write the numbers to this JSON')
-    args = parser.parse_args(argv)
-    if args.shape is not None:
-        if len(args.shape) > 2 or min(args.shape) < 1:
-            parser.error('argument --shape: one or two positive numbers are '
-                         f'allowed, got {args.shape}')
-    return args
+    return parser.parse_args(argv)
 
 
 def table(found: Dict[str, Complexity]) -> List[str]:

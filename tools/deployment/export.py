@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from fma_vision.engine import (UserError, check_weights, read_checkpoint,
                                run_tool, select_state_dict)
-from fma_vision.engine.arguments import add_config_options, positive
+from fma_vision.engine.arguments import add_config_options, add_shape
 from fma_vision.engine.build import (build_model, input_channels, input_shape,
                                      is_language_model, load_model_config,
                                      model_settings)
@@ -57,21 +57,11 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         default='onnx',
         help='onnx: one size, for any runtime; pt2: free sizes, for PyTorch '
         'with this package; default: onnx')
-    parser.add_argument(
-        '--shape',
-        type=positive,
-        nargs='+',
-        metavar=('H', 'W'),
-        help='image height and width, or one number for both; tokens of a '
-        'text; default: what the config trains at')
+    add_shape(parser)
     parser.add_argument(
         '--out', help='file to write; default: CHECKPOINT.FORMAT, here')
     add_config_options(parser)
-    args = parser.parse_args(argv)
-    if args.shape is not None and len(args.shape) > 2:
-        parser.error('argument --shape: one or two numbers are allowed, got '
-                     f'{args.shape}')
-    return args
+    return parser.parse_args(argv)
 
 
 class Deployed(nn.Module):
